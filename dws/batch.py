@@ -1,0 +1,58 @@
+"""One batch: the unit of upload, and the states it passes through.
+
+What lives here: the record of a batch and the table of its transitions. What
+must not: who stores it (replication.py), when it is decided (placement.py).
+"""
+
+from typing import Final
+
+from msgspec import Struct
+
+from dws.messages import PutPage, Record
+
+OPEN: Final = "open"
+DECIDING: Final = "deciding"
+DOOMED: Final = "doomed"
+VISIBLE: Final = "visible"
+CONFLICT: Final = "conflict"
+NEVER: Final = "never"
+
+#: (state, event) → state. An abort or a deadline in DECIDING or DOOMED waits for the write's result.
+TRANSITIONS: Final[dict[tuple[str, str], str]] = {
+    (OPEN, "enough copies"): DECIDING,
+    (OPEN, "condition fails"): CONFLICT,
+    (OPEN, "condition fails on an unwritten decision"): DOOMED,
+    (OPEN, "deadline"): NEVER,
+    (OPEN, "abort"): NEVER,
+    (OPEN, "copies differ"): NEVER,
+    (DECIDING, "persisted"): VISIBLE,
+    (DOOMED, "persisted"): CONFLICT,
+}
+
+
+class Batch(Struct):
+    id: bytes
+    version: int
+    pages: dict[str, PutPage]  # what is to be stored: skipped pages are not in it
+    conditions: dict[str, int]  # name → version it must have (0: none)
+    removes: list[str]
+    copies: int
+    deadline: float
+    targets: list[int] = []  # primary first
+    state: str = OPEN
+    records: dict[str, Record] = {}
+    found: dict[int, set[str]] = {}  # server → names of this batch that it reported
+    ordered: dict[int, int] = {}  # backup → the source it was told to copy from
+    failed: set[int] = set()  # backups that could not
+    waiters: list[tuple[int, int, float]] = []  # token, seen, until
+    after: int = 0  # decision whose fsync ends DECIDING or DOOMED
+    text: str = ""
+    names: list[str] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """As far as sizes were told."""
+        return sum(max(0, page.size) for page in self.pages.values())
+
+    def step(self, event: str) -> None:
+        self.state = TRANSITIONS[self.state, event]

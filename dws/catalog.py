@@ -1,0 +1,220 @@
+"""Pages → visible versions and the servers that hold them.
+
+What lives here: the balancer's picture, as two truths side by side: what the
+durable catalog names (`pages`), and what each server was reported to hold
+(holders of the visible version, and *strays*: everything else on a disk). What
+must not: who is alive, who is chosen, when garbage goes.
+
+Sums over each server's manifest are kept as records come and go, so that the
+picture can be compared with the server's own sums at any moment.
+"""
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from msgspec import Struct
+
+from dws.limits import MANIFEST_BUCKETS
+from dws.messages import Record
+from dws.names import bucket_of, page_key, record_hash
+
+_MASK_64 = (1 << 64) - 1
+
+
+class Entry(Struct, gc=False):
+    """A visible page. Small on purpose: there may be millions.
+
+    holders: numbers of the servers that hold this version, ascending; one shared
+        tuple object for each distinct set.
+    """
+
+    version: int
+    size: int
+    digest: bytes
+    list_digest: bytes
+    batch: bytes
+    content_type: str
+    modified: float
+    format: int
+    holders: tuple[int, ...]
+
+    def record(self, name: str) -> Record:
+        return Record(
+            name, self.version, self.batch, self.size, self.digest, self.list_digest,
+            self.content_type, self.modified, self.format,
+        )  # fmt: skip
+
+
+class Picture:
+    """What one server is believed to hold, beyond what entries say of it.
+
+    strays: (name, version) → when it was found to be no visible version; in that order.
+    """
+
+    __slots__ = ("count", "strays", "sums")
+
+    def __init__(self) -> None:
+        self.sums = [0] * MANIFEST_BUCKETS
+        self.count = 0
+        self.strays: dict[tuple[str, int], float] = {}
+
+    def account(self, name: str, version: int, sign: int) -> None:
+        key = page_key(name)
+        bucket = bucket_of(key)
+        self.sums[bucket] = (self.sums[bucket] + sign * record_hash(key, version)) & _MASK_64
+        self.count += sign
+
+
+class Catalog:
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.pages: dict[str, Entry] = {}
+        self.pictures: dict[int, Picture] = {}
+        self.bytes_visible = 0
+        self.by_holders: Counter[tuple[int, ...]] = Counter()
+        """How many entries have each set of holders: copies are counted from it."""
+        self._tuples: dict[tuple[int, ...], tuple[int, ...]] = {(): ()}
+        self._types: dict[str, str] = {}
+        self._sorted: list[str] | None = []
+        for record in records:
+            self._insert(record, ())
+
+    # -- what is visible ------------------------------------------------------------
+
+    def show(self, record: Record, holders: Iterable[int], now: float) -> None:
+        """Make a version visible; `holders` had it reported as a stray before."""
+        self._retire(record.name, now)
+        holding = []
+        for server in holders:
+            picture = self.pictures.get(server)
+            if picture is not None and picture.strays.pop((record.name, record.version), None) is not None:
+                holding.append(server)
+        self._insert(record, tuple(sorted(holding)))
+
+    def hide(self, name: str, now: float) -> bool:
+        """Take a page out of the catalog. False if it was not in it."""
+        if name not in self.pages:
+            return False
+        self._retire(name, now)
+        del self.pages[name]
+        self._sorted = None
+        return True
+
+    def _insert(self, record: Record, holders: tuple[int, ...]) -> None:
+        if record.name not in self.pages:
+            self._sorted = None
+        content_type = self._types.setdefault(record.content_type, record.content_type)
+        self.pages[record.name] = Entry(
+            record.version, record.size, record.digest, record.list_digest, record.batch,
+            content_type, record.modified, record.format, self._shared(holders),
+        )  # fmt: skip
+        self.by_holders[holders] += 1
+        self.bytes_visible += record.size
+
+    def _retire(self, name: str, now: float) -> None:
+        """The visible version of `name`, if any, becomes a stray wherever it lies."""
+        entry = self.pages.get(name)
+        if entry is None:
+            return
+        for server in entry.holders:
+            self.pictures[server].strays[(name, entry.version)] = now
+        self._count_holders(entry.holders, -1)
+        self.bytes_visible -= entry.size
+
+    # -- who holds what --------------------------------------------------------------
+
+    def hold(self, server: int, name: str, version: int, now: float) -> bool:
+        """The server was reported to hold this record. False if that was known."""
+        picture = self.pictures[server]
+        entry = self.pages.get(name)
+        if entry is not None and entry.version == version:
+            if server in entry.holders:
+                return False
+            self._set_holders(entry, tuple(sorted((*entry.holders, server))))
+        else:
+            if (name, version) in picture.strays:
+                return False
+            picture.strays[(name, version)] = now
+        picture.account(name, version, +1)
+        return True
+
+    def release(self, server: int, name: str, version: int) -> bool:
+        """The server was reported to hold this record no longer. False if that was known."""
+        picture = self.pictures[server]
+        entry = self.pages.get(name)
+        if entry is not None and entry.version == version and server in entry.holders:
+            self._set_holders(entry, tuple(holder for holder in entry.holders if holder != server))
+        elif picture.strays.pop((name, version), None) is None:
+            return False
+        picture.account(name, version, -1)
+        return True
+
+    def holds(self, server: int, name: str, version: int) -> bool:
+        entry = self.pages.get(name)
+        if entry is not None and entry.version == version and server in entry.holders:
+            return True
+        return (name, version) in self.pictures[server].strays
+
+    def add_server(self, server: int) -> None:
+        self.pictures.setdefault(server, Picture())
+
+    def held_in(self, server: int, buckets: set[int]) -> dict[int, set[tuple[str, int]]]:
+        """Bucket → records that the picture shows there. Walks the whole catalog: for a server
+        whose picture is wrong, which is rare."""
+        held: dict[int, set[tuple[str, int]]] = {bucket: set() for bucket in buckets}
+        if self.pictures[server].count:
+            for name, version in self._records_of(server):
+                bucket = bucket_of(page_key(name))
+                if bucket in held:
+                    held[bucket].add((name, version))
+        return held
+
+    def _records_of(self, server: int) -> Iterator[tuple[str, int]]:
+        for name, entry in self.pages.items():
+            if server in entry.holders:
+                yield name, entry.version
+        yield from list(self.pictures[server].strays)
+
+    def _set_holders(self, entry: Entry, holders: tuple[int, ...]) -> None:
+        self._count_holders(entry.holders, -1)
+        entry.holders = self._shared(holders)
+        self.by_holders[holders] += 1
+
+    def _count_holders(self, holders: tuple[int, ...], change: int) -> None:
+        self.by_holders[holders] += change
+        if not self.by_holders[holders]:
+            del self.by_holders[holders]
+
+    def _shared(self, holders: tuple[int, ...]) -> tuple[int, ...]:
+        return self._tuples.setdefault(holders, holders)
+
+    # -- listing -------------------------------------------------------------------------
+
+    def names_from(self, prefix: str, after: str, limit: int) -> tuple[list[str], bool]:
+        """Names with a prefix, in order, after `after`; and whether more follow."""
+        if self._sorted is None:
+            self._sorted = sorted(self.pages)
+        names = self._sorted
+        start = bisect.bisect_right(names, after) if after >= prefix else bisect.bisect_left(names, prefix)
+        found: list[str] = []
+        for name in names[start : start + limit + 1]:
+            if not name.startswith(prefix):
+                break
+            found.append(name)
+        return found[:limit], len(found) > limit
+
+    def check(self) -> None:
+        """The whole picture adds up. Costs a walk: for tests and simulators."""
+        pictures = {server: Picture() for server in self.pictures}
+        for name, entry in self.pages.items():
+            assert list(entry.holders) == sorted(set(entry.holders))
+            for server in entry.holders:
+                assert (name, entry.version) not in self.pictures[server].strays
+                pictures[server].account(name, entry.version, +1)
+        for server, picture in self.pictures.items():
+            for name, version in picture.strays:
+                pictures[server].account(name, version, +1)
+            assert pictures[server].sums == picture.sums
+            assert pictures[server].count == picture.count
+        assert Counter(entry.holders for entry in self.pages.values()) == self.by_holders
+        assert sum(entry.size for entry in self.pages.values()) == self.bytes_visible

@@ -1,0 +1,86 @@
+"""When records that the catalog does not name are deleted.
+
+What lives here: the wait of a minute, what is spared, and the drops on the way.
+What must not: what is visible (catalog.py), how a job travels (orders.py).
+
+A stray is spared while its batch is open; while it is younger than garbage_s;
+and, on a catalog made by --rebuild, if it is older than the rebuild and the
+catalog names no higher version of its page: it may be the only trace of a page
+whose holder was absent.
+"""
+
+from collections.abc import Callable
+
+from dws.catalog import Catalog
+from dws.config import Config
+from dws.limits import BATCH_MAX_PAGES, REBUILD_EPOCH_STEP
+from dws.messages import Dropped
+from dws.names import epoch_of
+from dws.orders import Orders
+from dws.store import CatalogHead
+
+#: Strays looked at for one server in one sweep: a bound on the time that a sweep takes.
+_SWEEP_MAX = 20_000
+
+
+class Garbage:
+    """is_open: whether a version belongs to a batch that may still be decided."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        orders: Orders,
+        head: CatalogHead,
+        config: Config,
+        is_open: Callable[[int], bool],
+    ) -> None:
+        self._catalog = catalog
+        self._orders = orders
+        self._head = head
+        self._config = config
+        self._is_open = is_open
+        self._serial = 0
+        self._dropping: dict[int, dict[int, list[Dropped]]] = {}
+        self.spared: dict[int, int] = {}
+        """Server → strays from before a rebuild that are kept and reported."""
+
+    def sweep(self, number: int, decision: int, now: float) -> None:
+        """Order drops of what is due on one server, a synced one."""
+        if self._dropping.get(number) or not self._orders.has_room(number):
+            return
+        due: list[Dropped] = []
+        spared = 0
+        for looked_at, ((name, version), since) in enumerate(self._catalog.pictures[number].strays.items()):
+            if since + self._config.garbage_s > now or len(due) == BATCH_MAX_PAGES or looked_at == _SWEEP_MAX:
+                break
+            if self._is_open(version):
+                continue
+            if self._from_before_rebuild(name, version):
+                spared += 1
+                continue
+            due.append(Dropped(name, version))
+        self.spared[number] = spared
+        if due:
+            self._serial += 1
+            self._dropping.setdefault(number, {})[self._serial] = due
+            self._orders.drop(number, self._serial, due, decision)
+
+    def reported(self, number: int) -> None:
+        """The server's picture changed: drops that it shows as done are done."""
+        drops = self._dropping.get(number, {})
+        for serial, records in list(drops.items()):
+            if not any(self._catalog.holds(number, each.name, each.version) for each in records):
+                del drops[serial]
+                self._orders.done(number, ("drop", serial))
+
+    def _from_before_rebuild(self, name: str, version: int) -> bool:
+        if not self._head.rebuilt:
+            return False
+        entry = self._catalog.pages.get(name)
+        superseded = entry is not None and entry.version > version
+        # A rebuild raises the epoch by REBUILD_EPOCH_STEP, so it shows in the upper bits.
+        older = epoch_of(version) // REBUILD_EPOCH_STEP < self._head.epoch // REBUILD_EPOCH_STEP
+        return older and not superseded
+
+    def count(self) -> int:
+        return sum(len(picture.strays) for picture in self._catalog.pictures.values())

@@ -1,0 +1,52 @@
+"""Every bound of the protocol, with its reason.
+
+What lives here: constants that both ends of a socket must agree on. They are
+part of the protocol (docs/protocol.md), so they are not settings. What a site
+may tune is in config.py.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+PROTOCOL_VERSION: Final = 1
+RECORD_FORMAT: Final = 1
+
+NAME_MAX_BYTES: Final = 1024
+CONTENT_TYPE_MAX: Final = 255
+TEXT_MAX: Final = 1024
+
+# One batch is one decision and one transaction on each server: large enough to
+# share an fsync among a thousand pages, small enough to hold in memory.
+BATCH_MAX_PAGES: Final = 1000
+BATCH_MAX_BYTES: Final = 64 * MIB
+
+# A larger page has a list of chunk digests and is read chunk by chunk.
+CHUNK_BYTES: Final = MIB
+PAGE_MAX_BYTES: Final = 64 * GIB
+# What `get` returns as one bytes object; larger pages are streamed.
+GET_MAX_BYTES: Final = 64 * MIB
+
+# Up to here a page lies inside the record store, above it is a file of its own.
+INLINE_MAX_BYTES: Final = 256 * KIB
+
+LOCATE_MAX_NAMES: Final = 1000
+FETCH_MAX_PAGES: Final = 1000
+# A Fetch reply is one data frame, so this and CHUNK_BYTES bound all data frames.
+FETCH_MAX_BYTES: Final = 4 * MIB
+LIST_MAX_ENTRIES: Final = 1000
+MANIFEST_MAX_RECORDS: Final = 2000
+MANIFEST_BUCKETS: Final = 256
+
+# MAXMSGSIZE of every socket: libzmq drops the connection of a peer that sends a
+# larger frame, before it allocates. The largest legal frame is a Stage or Fetch
+# data frame, or the control frame of a Copy job of 1,000 pages with long names.
+FRAME_MAX_BYTES: Final = 8 * MIB
+
+# version = epoch << COUNTER_BITS | counter, one unsigned 64-bit number
+EPOCH_BITS: Final = 28
+COUNTER_BITS: Final = 36
+# --rebuild jumps this far, past every epoch that a lost catalog may have used.
+REBUILD_EPOCH_STEP: Final = 1 << 20

@@ -1,0 +1,64 @@
+"""A server's own figures: what it served, how fast, which pages, period by period.
+
+What lives here: counting. What must not: clocks (times are arguments), and what
+the figures are used for (load.py).
+"""
+
+import heapq
+from typing import Final
+
+#: Pages counted one by one in a period; visits to further pages count in the totals only.
+_PAGES_MAX: Final = 200_000
+_SERVICE_NEW: Final = 0.1
+
+
+class LoadBook:
+    def __init__(self, period_s: float, now: float) -> None:
+        self.period_s = period_s
+        self.period_began = now
+        self.pages: dict[str, list[int]] = {}  # name → [visits, bytes], this period
+        self.pages_last: dict[str, list[int]] = {}
+        self.visits = 0
+        self.visits_last = 0
+        self.served = 0
+        self.failed = 0
+        self.bytes_sent = 0
+        self.service_s = 0.0
+        self.waiting = 0
+
+    def visit(self, name: str, size_bytes: int) -> None:
+        """One page (or one chunk of one) went out. On the data plane."""
+        self.served += 1
+        self.visits += 1
+        self.bytes_sent += size_bytes
+        counted = self.pages.get(name)
+        if counted is not None:
+            counted[0] += 1
+            counted[1] += size_bytes
+        elif len(self.pages) < _PAGES_MAX:
+            self.pages[name] = [1, size_bytes]
+
+    def round(self, requests: int, pages: int, busy_s: float) -> None:
+        """One round of the loop: what it found waiting, what it served, how long that took."""
+        self.waiting = requests
+        if pages:
+            self.service_s += _SERVICE_NEW * (busy_s / pages - self.service_s)
+
+    def turn(self, now: float) -> bool:
+        """Begin a new period if the old one is over. True if it did."""
+        if now - self.period_began < self.period_s:
+            return False
+        self.pages_last, self.pages = self.pages, {}
+        self.visits_last, self.visits = self.visits, 0
+        # On the grid of periods, however late the loop came by.
+        self.period_began = now - (now - self.period_began) % self.period_s
+        return True
+
+    def left_s(self, now: float) -> float:
+        return max(0.0, self.period_began + self.period_s - now)
+
+    def hot(self, top: int, last: bool = False) -> list[tuple[str, int, int]]:
+        """The most visited pages, with visits and bytes."""
+        pages = self.pages_last if last else self.pages
+        most = heapq.nlargest(top, pages.items(), key=lambda item: item[1][0])
+        return [(name, visits, size_bytes) for name, (visits, size_bytes) in most]

@@ -1,0 +1,196 @@
+"""Which servers there are, and in what state.
+
+What lives here: the registry of servers, what a hello is checked for, and each
+server's state, made of the watcher's verdict and of sync. What must not: loads,
+copies, what follows from a change (balancer.py routes that).
+
+A server is *joining* from the moment it is known until its copies are synced;
+then it is what the watcher says: alive, suspect or dead.
+"""
+
+from typing import Final
+
+from msgspec import Struct
+
+from dws.config import Config
+from dws.errors import BehindCatalog, DwsError, Refused, Stale, WrongCluster
+from dws.messages import Hello, ServerRef
+from dws.store import CatalogHead, KnownServer
+from patterns import heartbeat
+from patterns.heartbeat import Watcher
+
+JOINING: Final = "joining"
+ALIVE: Final = heartbeat.ALIVE
+SUSPECT: Final = heartbeat.SUSPECT
+DEAD: Final = heartbeat.DEAD
+CONTESTED: Final = "contested"
+
+#: Beats of an older incarnation this long after a newer hello: two processes share one identity.
+_TWINS_AFTER_S: Final = 2.0
+
+
+class Server(Struct):
+    number: int
+    id: bytes
+    name: str
+    incarnation: int = 0
+    pages_endpoint: str = ""
+    jobs_endpoint: str = ""
+    http_endpoint: str = ""
+    heard: str = DEAD
+    synced: bool = False
+    welcomed_at: float = 0.0
+    contested: bool = False
+
+    @property
+    def state(self) -> str:
+        if self.contested:
+            return CONTESTED
+        if self.heard != DEAD and not self.synced:
+            return JOINING
+        return self.heard
+
+    @property
+    def live(self) -> bool:
+        """Its copies count, and it can be asked for them."""
+        return self.synced and self.heard != DEAD
+
+    def ref(self) -> ServerRef:
+        return ServerRef(self.number, self.name, self.pages_endpoint, self.incarnation)
+
+
+class Members:
+    def __init__(self, head: CatalogHead, config: Config, now: float) -> None:
+        self._head = head
+        self._watcher = Watcher(config.suspect_s, config.down_dead_s, config.dead_s)
+        self.by_number: dict[int, Server] = {}
+        self.by_id: dict[bytes, Server] = {}
+        self.table = 1
+        """Rises whenever what clients are told of servers changes."""
+        for known in head.servers:
+            server = self._register(known)
+            # It may be about to say hello; silence will tell.
+            server.heard = ALIVE
+            self._watcher.join(server.id, 0, now)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return dict(self._watcher.counters)
+
+    def refs(self) -> list[ServerRef]:
+        return [server.ref() for server in self.by_number.values() if server.incarnation]
+
+    def still_to_sync(self) -> bool:
+        """Whether a known server may yet turn up with copies."""
+        return any(server.state == JOINING for server in self.by_number.values())
+
+    # -- hello -------------------------------------------------------------------------
+
+    def examine(self, hello: Hello, knows_start: bool, decision: int) -> DwsError | None:
+        """Why this hello must be refused, if it must.
+
+        knows_start: whether our catalog's list of starts has the one the server
+        was last told; decision: our highest decision number.
+        """
+        known = self.by_id.get(hello.server)
+        if hello.cluster and hello.cluster != self._head.cluster:
+            return WrongCluster(
+                f"server {hello.name} belongs to cluster {hello.cluster.hex()}, this catalog is of "
+                f"{self._head.cluster.hex()}; nothing was dropped. Start the balancer on the right catalog, "
+                f"or with --rebuild if that is lost"
+            )
+        if hello.cluster and not knows_start:
+            return BehindCatalog(
+                f"this catalog does not know start {hello.start_epoch} that {hello.name} was told: "
+                f"it is an old copy; nothing was dropped. Restore the newest one, or start with --rebuild"
+            )
+        if hello.decision > decision:
+            return BehindCatalog(
+                f"{hello.name} was told decision {hello.decision}, this catalog ends at {decision}: "
+                f"it is an old copy; nothing was dropped. Restore the newest one, or start with --rebuild"
+            )
+        if not hello.cluster and hello.pages:
+            return Refused(f"{hello.name} brings {hello.pages} pages of no cluster: use --rebuild to adopt")
+        if known is not None and hello.incarnation < known.incarnation:
+            return Stale(f"{hello.name} was seen in a later incarnation; is its directory in use twice?")
+        namesake = next((s for s in self.by_number.values() if s.name == hello.name), None)
+        if namesake is not None and namesake.id != hello.server and namesake.heard != DEAD:
+            return Refused(f"the name {hello.name} is another server's; start this one with another --name")
+        return None
+
+    def know(self, hello: Hello) -> KnownServer | None:
+        """A number for a server never seen before, to be made durable; None if it has one."""
+        if hello.server in self.by_id:
+            return None
+        known = KnownServer(max(self.by_number, default=0) + 1, hello.server, hello.name)
+        self._register(known)
+        return known
+
+    def welcome(self, hello: Hello, now: float) -> tuple[Server, bool]:
+        """The server behind an accepted hello, and whether it is a new life of it."""
+        server = self.by_id[hello.server]
+        fresh = hello.incarnation != server.incarnation
+        moved = (hello.pages_endpoint, hello.jobs_endpoint) != (server.pages_endpoint, server.jobs_endpoint)
+        if fresh:
+            server.synced = False
+            server.contested = False
+        if fresh or moved or hello.name != server.name:
+            self.table += 1
+        server.name = hello.name
+        server.incarnation = hello.incarnation
+        server.pages_endpoint = hello.pages_endpoint
+        server.jobs_endpoint = hello.jobs_endpoint
+        server.http_endpoint = hello.http_endpoint
+        server.welcomed_at = now
+        self._watcher.join(server.id, hello.incarnation, now)
+        server.heard = ALIVE
+        return server, fresh or moved
+
+    def _register(self, known: KnownServer) -> Server:
+        server = Server(known.number, known.server, known.name)
+        self.by_number[known.number] = server
+        self.by_id[known.server] = server
+        return server
+
+    # -- watching ------------------------------------------------------------------------
+
+    def beat(
+        self, peer: bytes, incarnation: int, sequence: int, now: float
+    ) -> tuple[Server | None, list[Server]]:
+        """The server whose beat this is (None: not to be used), and servers whose state changed."""
+        server = self.by_id.get(peer)
+        if server is None or not server.incarnation:
+            return None, []
+        if incarnation != server.incarnation:
+            older_lives = incarnation < server.incarnation and now - server.welcomed_at > _TWINS_AFTER_S
+            changed = older_lives and not server.contested
+            server.contested = server.contested or older_lives
+            return None, [server] if changed else []
+        return server, self._told(self._watcher.beat(peer, incarnation, sequence, now))
+
+    def link_down(self, number: int, now: float) -> list[Server]:
+        return self._told(self._watcher.down(self.by_number[number].id, now))
+
+    def link_up(self, number: int) -> None:
+        self._watcher.up(self.by_number[number].id)
+
+    def poll(self, now: float) -> list[Server]:
+        return self._told(self._watcher.poll(now))
+
+    def wake_at(self) -> float | None:
+        return self._watcher.wake_at()
+
+    def silence_s(self, server: Server, now: float) -> float:
+        heard_at = self._watcher.heard_at(server.id)
+        return now - heard_at if heard_at is not None else 0.0
+
+    def _told(self, changes: list[tuple[bytes, str]]) -> list[Server]:
+        changed = []
+        for peer, state in changes:
+            server = self.by_id[peer]
+            server.heard = state
+            if state == DEAD:
+                # Whatever it does meanwhile, it says hello and is compared before it counts again.
+                server.synced = False
+            changed.append(server)
+        return changed

@@ -1,0 +1,412 @@
+"""Batches from Reserve to their decision.
+
+What lives here: requests about batches, the order of decisions, and the answers
+that are owed. What must not: sockets, the writer, who stores a batch
+(replication.py).
+
+A batch is decided when enough live servers have stored it: conditions are
+checked against the catalog *and* the decisions already handed to the writer,
+its entries go to the writer, and with their fsync it is visible. What was told
+never stays never: ids that ended otherwise are refused for this epoch.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Final
+
+from dws.batch import CONFLICT, DECIDING, DOOMED, NEVER, OPEN, VISIBLE, Batch
+from dws.catalog import Catalog
+from dws.config import Config
+from dws.effects import Answer, Effect, Effects, Log, Persist
+from dws.errors import BadName, BadRequest, Conflict, NeverStored, OverBound, Stale, TryAgain
+from dws.limits import BATCH_MAX_BYTES, COUNTER_BITS, PAGE_MAX_BYTES
+from dws.membership import Members
+from dws.messages import ANY, Abort, Await, Error, Outcome, PutPage, Record, Remove, Reserve, Reserved
+from dws.names import make_version, name_fault
+from dws.replication import Replication
+from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
+
+#: Ids that ended as conflict or never, remembered in memory; the oldest go first.
+_REFUSED_MAX: Final = 100_000
+_RETRY_S: Final = 0.1
+
+
+class Placement:
+    """outcome_of: the decision that the catalog's store remembers of a batch id."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        members: Members,
+        replication: Replication,
+        head: CatalogHead,
+        config: Config,
+        outcome_of: Callable[[bytes], RememberedBatch | None],
+    ) -> None:
+        self._catalog = catalog
+        self._members = members
+        self._replication = replication
+        self._head = head
+        self._config = config
+        self._outcome_of = outcome_of
+        self._counter = 0
+        self._handed = head.decision
+        self.decision = head.decision
+        """The last decision known to be durable."""
+        self._batches: dict[bytes, Batch] = {}
+        self._by_version: dict[int, Batch] = {}
+        self._writing: deque[tuple[int, Batch | None]] = deque()
+        self._overlay: dict[str, tuple[int, int]] = {}  # name → (decision, version): handed, not durable
+        self._refused: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._effects: Effects = []
+
+    # -- requests --------------------------------------------------------------------
+
+    def reserve(self, token: int, request: Reserve, now: float) -> Effects:
+        return self._collect(Answer(token, self._reserve(request, now)))
+
+    def _reserve(self, request: Reserve, now: float) -> Reserved | Error:
+        batch = self._batches.get(request.batch)
+        if batch is not None:
+            return self._reserve_again(batch, request, now)
+        ended = self._ended(request.batch)
+        if ended is not None:
+            return self._reserve_ended(request, ended)
+        fault = self._fault_of(request)
+        if fault is not None:
+            return fault
+        conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
+        failing = self._failing(conditions, visible_only=True)
+        if failing:
+            return Error(Conflict.code, _conflict_text(failing), names=failing)
+        skip = [index for index, page in enumerate(request.pages) if self._is_same(page, request.copies)]
+        for index in skip:
+            name = request.pages[index].name
+            conditions[name] = self._catalog.pages[name].version
+        pages = {page.name: page for index, page in enumerate(request.pages) if index not in set(skip)}
+        deadline = now + request.deadline_s
+        batch = Batch(request.batch, self._next_version(), pages, conditions, [], request.copies, deadline)
+        if pages:
+            targets = self._replication.targets(batch.size_bytes, batch.copies, set(request.avoid))
+            if isinstance(targets, Error):
+                return targets
+            batch.targets = targets
+        self._open(batch)
+        self._review(batch, now)
+        return self._reserved(batch, skip, now)
+
+    def await_(self, token: int, request: Await, now: float) -> Effects:
+        batch = self._batches.get(request.batch)
+        if batch is None:
+            return self._collect(Answer(token, self._ended(request.batch) or self._refuse(request.batch)))
+        if len(self._replication.holders(batch)) > request.seen or self._replication.is_lost(batch):
+            return self._collect(Answer(token, self._outcome(batch)))
+        batch.waiters.append((token, request.seen, now + request.patience_s))
+        return self._collect()
+
+    def abort(self, token: int, request: Abort, now: float) -> Effects:
+        batch = self._batches.get(request.batch)
+        if batch is None:
+            return self._collect(Answer(token, self._ended(request.batch) or self._refuse(request.batch)))
+        batch.waiters.append((token, 1 << 30, batch.deadline))
+        if batch.state == OPEN:
+            batch.text = "aborted by the client"
+            self._end(batch, "abort")
+        return self._collect()
+
+    def remove(self, token: int, request: Remove, now: float) -> Effects:
+        batch = self._batches.get(request.batch)
+        if batch is not None:
+            batch.waiters.append((token, 1 << 30, batch.deadline))
+            return self._collect()
+        ended = self._ended(request.batch)
+        if ended is not None:
+            return self._collect(Answer(token, ended))
+        if request.epoch != self._head.epoch:
+            return self._collect(Answer(token, self._stale()))
+        names = list(dict.fromkeys(page.name for page in request.pages))
+        conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
+        batch = Batch(
+            request.batch, self._next_version(), {}, conditions, names, 0, now + request.deadline_s
+        )
+        batch.waiters.append((token, 1 << 30, batch.deadline))
+        self._open(batch)
+        self._review(batch, now)
+        return self._collect()
+
+    # -- what servers report -------------------------------------------------------------
+
+    def stored(self, number: int, records: list[Record], now: float) -> Effects:
+        """Records that a server holds: of open batches they count, all others are no news."""
+        touched = {}
+        for record in records:
+            batch = self._by_version.get(record.version)
+            if batch is not None and record.name in batch.pages:
+                touched[batch.version] = batch
+                if not self._replication.found(batch, number, record):
+                    batch.text = f"copies of {record.name} differ"
+        for batch in touched.values():
+            if batch.state == OPEN and batch.text:
+                self._end(batch, "copies differ")
+            else:
+                self._review(batch, now)
+        return self._collect()
+
+    def copy_failed(self, number: int, version: int, text: str, now: float) -> Effects:
+        batch = self._by_version.get(version)
+        if batch is not None and self._replication.copy_failed(batch, number):
+            self._log("warning", f"copy of batch {batch.id.hex()[:8]} failed: {text}")
+            self._review(batch, now)
+        return self._collect()
+
+    def servers_changed(self, now: float) -> Effects:
+        """Some server's copies began or ceased to count."""
+        for batch in list(self._batches.values()):
+            self._review(batch, now)
+        return self._collect()
+
+    def persisted(self, number: int, now: float) -> Effects:
+        """The writer made the next decision durable."""
+        handed, batch = self._writing.popleft()
+        assert handed == number, f"decision {number} came back where {handed} was due"
+        self.decision = number
+        if batch is not None:
+            for record in batch.records.values():
+                # Whoever reported it, dead or alive by now: presence is the disks' word.
+                self._catalog.show(record, batch.found, now)
+                self._settle(record.name, number)
+            for name in batch.removes:
+                if not self._catalog.hide(name, now):
+                    batch.names.append(name)
+                self._settle(name, number)
+            self._end(batch, "persisted")
+        for doomed in list(self._batches.values()):
+            if doomed.state == DOOMED and doomed.after <= number:
+                self._end(doomed, "persisted")
+        return self._collect()
+
+    def know(self, server: KnownServer) -> Effects:
+        """Make a new server durable: a decision like any other."""
+        self._hand(Decision(0, bytes(16), 0, [], [], 0.0, server), None)
+        return self._collect()
+
+    # -- time -----------------------------------------------------------------------------
+
+    def tick(self, now: float) -> Effects:
+        for batch in list(self._batches.values()):
+            if batch.state == OPEN and now >= batch.deadline:
+                stored = len(self._replication.holders(batch))
+                batch.text = f"{stored} of {batch.copies} copies were stored by the deadline"
+                self._end(batch, "deadline")
+                continue
+            due = [waiter for waiter in batch.waiters if now >= waiter[2]]
+            if due:
+                batch.waiters = [waiter for waiter in batch.waiters if now < waiter[2]]
+                for token, _, _ in due:
+                    self._effects.append(Answer(token, self._outcome(batch)))
+        return self._collect()
+
+    def is_open(self, version: int) -> bool:
+        return version in self._by_version
+
+    @property
+    def open_batches(self) -> int:
+        return len(self._batches)
+
+    # -- a batch's life --------------------------------------------------------------------
+
+    def _open(self, batch: Batch) -> None:
+        self._batches[batch.id] = batch
+        self._by_version[batch.version] = batch
+
+    def _review(self, batch: Batch, now: float) -> None:
+        """Order missing copies, tell who waits, decide if it can be decided."""
+        if batch.state != OPEN:
+            return
+        holders = self._replication.holders(batch)
+        if batch.pages and len(holders) < batch.copies:
+            self._replication.order_copies(batch, holders, self.decision)
+            self._tell(batch, len(holders))
+            return
+        self._decide(batch, now)
+
+    def _decide(self, batch: Batch, now: float) -> None:
+        failing = self._failing(batch.conditions, visible_only=False)
+        if failing:
+            batch.names = failing
+            batch.text = _conflict_text(failing)
+            unwritten = [self._overlay[name][0] for name in failing if name in self._overlay]
+            batch.after = max(unwritten, default=0)
+            if unwritten:
+                batch.step("condition fails on an unwritten decision")
+            else:
+                self._end(batch, "condition fails")
+            return
+        batch.step("enough copies")
+        forget_at = max(0.0, batch.deadline - now) + self._config.batch_memory_s
+        puts = list(batch.records.values())
+        decision = Decision(0, batch.id, batch.version, puts, batch.removes, forget_at)
+        batch.after = self._hand(decision, batch)
+        for record in puts:
+            self._overlay[record.name] = (batch.after, record.version)
+        for name in batch.removes:
+            self._overlay[name] = (batch.after, 0)
+
+    def _hand(self, decision: Decision, batch: Batch | None) -> int:
+        self._handed += 1
+        decision.number = self._handed
+        self._writing.append((self._handed, batch))
+        self._effects.append(Persist(decision))
+        return self._handed
+
+    def _settle(self, name: str, number: int) -> None:
+        if self._overlay.get(name, (0, 0))[0] == number:
+            del self._overlay[name]
+
+    def _end(self, batch: Batch, event: str) -> None:
+        """The batch reached a last state: tell who waits, forget it."""
+        batch.step(event)
+        outcome = self._outcome(batch)
+        for token, _, _ in batch.waiters:
+            self._effects.append(Answer(token, outcome))
+        for number in list(batch.ordered):
+            self._replication.cancel(batch, number)
+        del self._batches[batch.id]
+        del self._by_version[batch.version]
+        if batch.state != VISIBLE:
+            self._remember(batch.id, outcome)
+
+    # -- checks of a request ----------------------------------------------------------------------
+
+    def _fault_of(self, request: Reserve) -> Error | None:
+        if request.epoch != self._head.epoch:
+            return self._stale()
+        if len(self._batches) >= self._config.open_batches_max:
+            return Error(TryAgain.code, f"{len(self._batches)} batches are open, the bound", _RETRY_S)
+        names = [page.name for page in request.pages]
+        if len(set(names)) != len(names):
+            return Error(BadRequest.code, "a batch names a page twice")
+        for name in names:
+            fault = name_fault(name)
+            if fault:
+                return Error(BadName.code, f"page name {name[:80]!r}: {fault}")
+        total = sum(max(0, page.size) for page in request.pages)
+        bound = PAGE_MAX_BYTES if len(names) == 1 else BATCH_MAX_BYTES
+        if total > bound:
+            return Error(OverBound.code, f"the batch has {total:,} bytes, over the bound of {bound:,}")
+        if len(names) > 1 and any(page.size < 0 for page in request.pages):
+            return Error(BadRequest.code, "a page of unknown size is a batch by itself")
+        return None
+
+    def _failing(self, conditions: dict[str, int], visible_only: bool) -> list[str]:
+        """Names whose visible version is not the wanted one."""
+        failing = []
+        for name, wanted in conditions.items():
+            entry = self._catalog.pages.get(name)
+            version = entry.version if entry else 0
+            if not visible_only and name in self._overlay:
+                version = self._overlay[name][1]
+            if version != wanted:
+                failing.append(name)
+        return failing
+
+    def _is_same(self, page: PutPage, copies: int) -> bool:
+        """Whether the visible version already has these bytes on enough live servers."""
+        entry = self._catalog.pages.get(page.name)
+        if entry is None or not page.digest or page.digest != entry.digest:
+            return False
+        if page.content_type != entry.content_type:
+            return False
+        return sum(self._members.by_number[number].live for number in entry.holders) >= copies
+
+    # -- answers -------------------------------------------------------------------------------------
+
+    def _reserve_again(self, batch: Batch, request: Reserve, now: float) -> Reserved | Error:
+        """The same Reserve once more: the same version, and a new primary if the old one is of no use."""
+        if batch.state == OPEN and batch.pages and not self._replication.holders(batch):
+            primary = batch.targets[0]
+            if primary in request.avoid or not self._replication.is_candidate(primary):
+                targets = self._replication.targets(batch.size_bytes, batch.copies, set(request.avoid))
+                if isinstance(targets, Error):
+                    return targets
+                batch.targets = targets
+        skip = [index for index, page in enumerate(request.pages) if page.name not in batch.pages]
+        return self._reserved(batch, skip, now)
+
+    def _reserve_ended(self, request: Reserve, ended: Outcome) -> Reserved | Error:
+        if ended.state == VISIBLE:
+            return Reserved(self._head.epoch, ended.version, None, list(range(len(request.pages))), 0.0)
+        code = Conflict.code if ended.state == CONFLICT else NeverStored.code
+        return Error(code, ended.text, names=ended.names)
+
+    def _reserved(self, batch: Batch, skip: list[int], now: float) -> Reserved:
+        primary = self._members.by_number[batch.targets[0]].ref() if batch.targets else None
+        left_s = max(0.0, batch.deadline - now)
+        return Reserved(self._head.epoch, batch.version, primary, skip, left_s)
+
+    def _outcome(self, batch: Batch) -> Outcome:
+        holders = self._replication.holders(batch)
+        stored = batch.copies if batch.state == VISIBLE else len(holders)
+        state = OPEN if batch.state in (DECIDING, DOOMED) else batch.state
+        lost = state == OPEN and self._replication.is_lost(batch)
+        return Outcome(state, batch.version, stored, batch.copies, lost, batch.text, batch.names)
+
+    def _ended(self, batch_id: bytes) -> Outcome | None:
+        """The outcome of a batch that is not open: refused in this epoch, or in the catalog."""
+        refused = self._refused.get(batch_id)
+        if refused is not None:
+            return refused
+        remembered = self._outcome_of(batch_id)
+        return Outcome(VISIBLE, remembered.version, 0, 0) if remembered else None
+
+    def _refuse(self, batch_id: bytes) -> Outcome:
+        """First heard of in Await: it is not to be, and stays so."""
+        outcome = Outcome(NEVER, 0, 0, 0, text="no such batch in this epoch; nothing of it is visible")
+        self._remember(batch_id, outcome)
+        return outcome
+
+    def _remember(self, batch_id: bytes, outcome: Outcome) -> None:
+        self._refused[batch_id] = outcome
+        if len(self._refused) > _REFUSED_MAX:
+            self._refused.popitem(last=False)
+
+    def _tell(self, batch: Batch, stored: int) -> None:
+        """Answer those who wait for more copies, or who should know that the primary is lost."""
+        outcome = self._outcome(batch)
+        for waiter in list(batch.waiters):
+            if stored > waiter[1] or outcome.lost:
+                batch.waiters.remove(waiter)
+                self._effects.append(Answer(waiter[0], outcome))
+
+    def _stale(self) -> Error:
+        text = f"the balancer's epoch is {self._head.epoch}: ask for the outcome, then reserve anew"
+        return Error(Stale.code, text)
+
+    def _next_version(self) -> int:
+        self._counter += 1
+        if self._counter >= 1 << COUNTER_BITS:
+            raise OverflowError("all versions of this epoch are used: restart the balancer")
+        return make_version(self._head.epoch, self._counter)
+
+    def _log(self, level: str, text: str) -> None:
+        self._effects.append(Log(level, text))
+
+    def _collect(self, *more: Effect) -> Effects:
+        effects = [*self._effects, *more]
+        self._effects.clear()
+        return effects
+
+    def check(self) -> None:
+        """Open batches are indexed, and the overlay is of decisions that are being written."""
+        assert {batch.version for batch in self._batches.values()} == set(self._by_version)
+        handed = {number for number, _ in self._writing}
+        assert all(number in handed for number, _ in self._overlay.values())
+        for batch in self._batches.values():
+            assert batch.state in (OPEN, DECIDING, DOOMED)
+            assert batch.state != DECIDING or batch.after in handed
+
+
+def _conflict_text(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"the visible version is not the expected one: {shown}"
+

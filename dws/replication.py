@@ -1,0 +1,129 @@
+"""Which servers store a batch, and who must still copy it.
+
+What lives here: the choice of primary and backups, the live holders of an open
+batch, and copy orders. What must not: conditions, decisions, answers to clients
+(placement.py).
+"""
+
+from random import Random
+from typing import Final
+
+from dws.batch import Batch
+from dws.catalog import Catalog
+from dws.errors import Full, TooFewServers, TryAgain
+from dws.load import Loads
+from dws.membership import ALIVE, Members
+from dws.messages import Error, Record
+from dws.orders import Orders
+from dws.policy import choose_targets
+
+_RETRY_S: Final = 0.1
+
+
+class Replication:
+    def __init__(self, catalog: Catalog, members: Members, loads: Loads, orders: Orders, rng: Random) -> None:
+        self._catalog = catalog
+        self._members = members
+        self._loads = loads
+        self._orders = orders
+        self._rng = rng
+
+    def holders(self, batch: Batch) -> list[int]:
+        """Live servers that hold the whole batch, as far as the picture shows now."""
+        wanted = len(batch.pages)
+        return [
+            number
+            for number, names in batch.found.items()
+            if len(names) == wanted
+            and self._members.by_number[number].live
+            and self._catalog.holds(number, next(iter(names)), batch.version)
+        ]
+
+    def found(self, batch: Batch, number: int, record: Record) -> bool:
+        """A server reported this record of the batch. False if its bytes are not those of the others."""
+        first = batch.records.setdefault(record.name, record)
+        asked = batch.pages[record.name]
+        if first.digest != record.digest or (asked.digest and asked.digest != record.digest):
+            return False
+        batch.found.setdefault(number, set()).add(record.name)
+        return True
+
+    def order_copies(self, batch: Batch, holders: list[int], decision: int) -> None:
+        """Have the copies made that are missing; orders to or from servers that died are replaced."""
+        for number, source_number in list(batch.ordered.items()):
+            if number in holders or not self.is_candidate(number) or source_number not in holders:
+                self.cancel(batch, number)
+        if not holders:
+            return
+        source = self._members.by_number[holders[0]]
+        missing = batch.copies - len(holders) - len(batch.ordered)
+        taken = {*holders, *batch.ordered, *batch.failed}
+        preferred = [number for number in batch.targets if self.is_candidate(number)]
+        spare = self._by_upload_load(self._candidates(batch.size_bytes))
+        backups = [number for number in dict.fromkeys([*preferred, *spare]) if number not in taken]
+        for number in backups[: max(0, missing)]:
+            batch.ordered[number] = source.number
+            records = list(batch.records.values())
+            self._orders.copy(number, batch.version, source.ref(), records, decision)
+
+    def copy_failed(self, batch: Batch, number: int) -> bool:
+        """A backup cannot copy it: not to be ordered there again. False if it was not ordered."""
+        if number not in batch.ordered:
+            return False
+        self.cancel(batch, number)
+        batch.failed.add(number)
+        return True
+
+    def cancel(self, batch: Batch, number: int) -> None:
+        del batch.ordered[number]
+        self._orders.done(number, ("copy", batch.version))
+
+    def is_lost(self, batch: Batch) -> bool:
+        """Nobody holds it and its primary will not: the client must stage it again elsewhere."""
+        return bool(batch.pages) and not self.holders(batch) and not self.is_candidate(batch.targets[0])
+
+    def is_candidate(self, number: int) -> bool:
+        server = self._members.by_number[number]
+        return server.live and not server.contested
+
+    def targets(self, size_bytes: int, copies: int, avoid: set[int]) -> list[int] | Error:
+        """Primary and backups for an upload, or why there are none."""
+        candidates = self._candidates(size_bytes)
+        chosen = self._by_upload_load(candidates)
+        primary = next((number for number in chosen if number not in avoid), None)
+        if len(chosen) < copies or primary is None:
+            return self._no_targets(copies, size_bytes)
+        targets = [primary, *(number for number in chosen if number != primary)][:copies]
+        for number in targets:
+            self._loads.reserve(number, size_bytes)
+        return targets
+
+    def _candidates(self, size_bytes: int) -> list[int]:
+        """Servers that may take an upload of this size."""
+        return [
+            server.number
+            for server in self._members.by_number.values()
+            if server.state == ALIVE
+            and self._orders.has_room(server.number)
+            and self._loads.bytes_free(server.number) >= size_bytes
+        ]
+
+    def _by_upload_load(self, numbers: list[int]) -> list[int]:
+        return choose_targets(self._loads.upload(numbers), len(numbers), self._rng)
+
+    def _no_targets(self, copies: int, size_bytes: int) -> Error:
+        servers = self._members.by_number.values()
+        alive = [server for server in servers if server.state == ALIVE]
+        if len(alive) >= copies:
+            if any(self._loads.servers[server.number].beat is None for server in alive):
+                return Error(TryAgain.code, "servers that have just joined have yet to tell their room", _RETRY_S)
+            most = max(self._loads.bytes_free(server.number) for server in alive)
+            if most < size_bytes:
+                text = f"{size_bytes:,} bytes wanted on {copies} servers; the most that one may take is "
+                return Error(Full.code, f"{text}{max(0, most):,}. Remove pages, or add a server or space")
+            return Error(TryAgain.code, "the servers that have room are the ones to avoid", _RETRY_S)
+        if sum(server.heard == ALIVE or server.live for server in servers) >= copies:
+            text = f"{len(alive)} of the {copies} servers that {copies} copies need are in sync"
+            return Error(TryAgain.code, text, _RETRY_S)
+        text = f"{copies} copies need {copies} live servers, there are {len(alive)}. "
+        return Error(TooFewServers.code, text + "Start more web servers, or ask for fewer copies")

@@ -1,0 +1,204 @@
+"""What a page store and a catalog store must do.
+
+What lives here: the two interfaces through which the pure machines and the
+writer threads reach disks, the operations handed to a page store, and the
+promises that come with them. What must not: a disk. nodes/page_store.py and
+nodes/catalog_store.py keep these promises on LMDB; a simulator keeps (and
+breaks) them in memory.
+
+Two threads use a store: the socket loop calls the reading methods, which never
+wait for an fsync; one writer thread calls `commit`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from dws.messages import Change, Dropped, Record
+
+
+class Identity(Struct, frozen=True):
+    """Who a server is, and the last truth it was told; all of it durable."""
+
+    server: bytes  # 16 random bytes, made with the store
+    incarnation: int  # start counter << 32 | nonce, raised and fsynced at each open
+    cluster: bytes = b""  # empty until the first welcome
+    start_epoch: int = 0
+    start_nonce: int = 0
+    decision: int = 0
+
+
+class Blob(Struct):
+    """The bytes of one record to store: `data` if they lie in the store, else a staged file's handle."""
+
+    record: Record
+    data: bytes | memoryview | None = None
+    staged: int = 0
+    digest_list: bytes = b""
+
+
+# -- operations of a page store, executed by its writer thread ---------------------------
+
+
+class StoreBatch(Struct):
+    """Store all blobs in one transaction, as one change. Refused (Stale) unless the store still
+    has this incarnation and start epoch: the fence of DESIGN section 3."""
+
+    blobs: list[Blob]
+    incarnation: int
+    epoch: int
+    decision: int = 0
+
+
+class DropRecords(Struct):
+    """Delete records in one transaction, as one change; those not held are passed over."""
+
+    records: list[Dropped]
+    incarnation: int
+    epoch: int
+    decision: int = 0
+
+
+class Remember(Struct):
+    """Keep the last truth told: cluster, start and decision number."""
+
+    cluster: bytes
+    start_epoch: int
+    start_nonce: int
+    decision: int
+
+
+class WriteStaged(Struct):
+    """Append bytes at `offset` of a staged file; made on first use. Not yet durable."""
+
+    handle: int
+    offset: int
+    data: bytes | memoryview
+
+
+class DiscardStaged(Struct):
+    """Delete staged files; unknown handles are passed over."""
+
+    handles: list[int]
+
+
+PageStoreOp = StoreBatch | DropRecords | Remember | WriteStaged | DiscardStaged
+
+
+class OpResult(Struct):
+    """What became of one operation: the change it made, or a wire error code and text."""
+
+    change: Change | None = None
+    code: str = ""
+    text: str = ""
+
+
+class PageStore(Protocol):
+    """Pages by (name, version). A version never overwrites another.
+
+    `commit` executes operations in order and returns one result for each; those
+    that succeed are durable (records, files and their directories fsynced) when
+    it returns. Operations that write records share one transaction; one that is
+    refused (Stale, Full) leaves no trace and the others stand. StoreBatch of
+    records that are all held already succeeds with the change number of now and
+    changes nothing. A failed fsync raises: the process must end (rule 8).
+    """
+
+    @property
+    def identity(self) -> Identity: ...
+
+    @property
+    def number(self) -> int:
+        """Of the last durable change."""
+
+    def get(self, name: str, version: int) -> bytes | None:
+        """The whole page, up to GET_MAX_BYTES, copied out; None if not held."""
+
+    def read(self, name: str, version: int, offset: int, length: int) -> bytes | None:
+        """Up to `length` bytes from `offset`, short only at the end of the page; None if not held."""
+
+    def record(self, name: str, version: int) -> Record | None: ...
+
+    def digest_list(self, name: str, version: int) -> bytes | None:
+        """The 32-byte digests of the page's chunks, joined; empty for a page of one chunk."""
+
+    def verify(self, name: str, version: int) -> bool:
+        """Re-read the page from disk: True only if its digests are right."""
+
+    def sums(self) -> list[int]:
+        """256 bucket sums (names.record_hash) as of `number`."""
+
+    def manifest(self, bucket: int, after: bytes, limit: int) -> tuple[list[Record], bytes]:
+        """Records of a bucket after a 24-byte cursor (key + version, big endian), and the next
+        cursor, which is empty at the end."""
+
+    def changes(self, since: int, limit: int) -> list[Change] | None:
+        """Changes numbered since+1 …, at most `limit`; None if the log no longer reaches back."""
+
+    def usage(self) -> tuple[int, int, int]:
+        """(pages, bytes stored, bytes free): free is the less of the quota's rest and the disk's."""
+
+    def commit(self, ops: Sequence[PageStoreOp]) -> list[OpResult]: ...
+
+    def close(self) -> None: ...
+
+
+# -- the catalog's store -------------------------------------------------------------------
+
+
+class KnownServer(Struct, frozen=True):
+    number: int
+    server: bytes
+    name: str
+
+
+class Decision(Struct):
+    """One step of the catalog: a batch made visible, a removal, or a server made known."""
+
+    number: int  # the decision number after it
+    batch: bytes
+    version: int
+    puts: list[Record]
+    removes: list[str]
+    forget_at: float  # wall-clock seconds until which the batch id is remembered
+    server: KnownServer | None = None
+
+
+class RememberedBatch(Struct):
+    version: int
+    forget_at: float
+
+
+class CatalogHead(Struct):
+    """What a catalog says of itself, as of its last start."""
+
+    cluster: bytes
+    epoch: int
+    nonce: int
+    decision: int
+    servers: list[KnownServer]
+    rebuilt: bool  # made by --rebuild: absent servers' records are dropped only where superseded
+
+
+class CatalogStore(Protocol):
+    """Which version of which page is visible; the one durable truth of the balancer.
+
+    Opening writes a start (epoch + 1, a random nonce), fsynced, before it
+    returns. `commit` makes all decisions durable in one transaction, or raises;
+    it refuses (Stale) an epoch that is not that of the last start, so that of
+    two balancers on one catalog only the later decides.
+    """
+
+    head: CatalogHead
+
+    def load(self) -> Iterator[Record]: ...
+
+    def outcome(self, batch: bytes) -> RememberedBatch | None:
+        """The decision on a batch, while it is remembered; read without waiting for an fsync."""
+
+    def knows_start(self, epoch: int, nonce: int) -> bool: ...
+
+    def commit(self, decisions: Sequence[Decision], epoch: int) -> None: ...
+
+    def close(self) -> None: ...

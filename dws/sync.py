@@ -1,0 +1,160 @@
+"""Each server's manifest against the catalog's picture of it.
+
+What lives here: one follower a server (patterns/snapshot.py), what to ask it
+for next, and how its answers change the picture. What must not: what follows
+from a changed picture.
+
+Sums are compared first; only buckets that differ are read, page by page. A
+record that the picture shows in such a bucket and the manifest does not is
+released at the end of the bucket, so that a damaged answer in the middle
+releases nothing.
+"""
+
+from msgspec import Struct
+
+from dws.catalog import Catalog
+from dws.config import Config
+from dws.effects import Ask, Effects
+from dws.limits import MANIFEST_MAX_RECORDS
+from dws.membership import Server
+from dws.messages import Applied, Change, Manifest, ManifestPage, Sums, SumsAre
+from dws.names import bucket_of, page_key, sums_digest
+from patterns.snapshot import APPLY, COMPARING, GAP, LIVE, LOADING, Follower
+
+#: How long a manifest page may take before it is asked for again.
+_ANSWER_S = 5.0
+_RETRY_S = 0.2
+
+
+class _Session(Struct):
+    follower: Follower
+    incarnation: int = 0
+    asked: int = 0  # rises with each question: an answer to an earlier one is late
+    cursor: bytes = b""
+    mine: dict[int, set[tuple[str, int]]] = {}
+    retry_at: float | None = None
+    digest: tuple[int, int] = (-1, 0)  # (change number, digest of our sums at it)
+
+
+class Sync:
+    def __init__(self, catalog: Catalog, config: Config) -> None:
+        self._catalog = catalog
+        self._config = config
+        self._sessions: dict[int, _Session] = {}
+
+    def add_server(self, number: int) -> None:
+        self._sessions.setdefault(number, _Session(Follower(self._config.behind_s)))
+
+    def is_live(self, number: int) -> bool:
+        return self._sessions[number].follower.state == LIVE
+
+    def begin(self, server: Server) -> Effects:
+        """Compare from the start: at a hello, at a return from the dead, at a disagreement."""
+        session = self._sessions[server.number]
+        session.incarnation = server.incarnation
+        session.follower.begin()
+        session.retry_at = None
+        session.mine = {}
+        session.digest = (-1, 0)
+        return [self._ask(server.number, session, Sums(session.incarnation))]
+
+    def stop(self, number: int) -> None:
+        """The server is dead: what it says of itself counts no more."""
+        session = self._sessions[number]
+        session.follower.reset()
+        session.asked += 1
+        session.retry_at = None
+
+    # -- answers -------------------------------------------------------------------------
+
+    def sums(self, number: int, asked: int, answer: SumsAre) -> Effects:
+        session = self._sessions[number]
+        if asked != session.asked or session.follower.state != COMPARING:
+            return []
+        ours = self._catalog.pictures[number].sums
+        differing = [bucket for bucket in range(len(ours)) if ours[bucket] != answer.sums[bucket]]
+        session.mine = self._catalog.held_in(number, set(differing))
+        session.follower.compare(answer.number, differing)
+        session.cursor = b""
+        return self._next_page(number, session)
+
+    def page(self, number: int, asked: int, answer: ManifestPage, now: float) -> Effects:
+        """Take in a page of a bucket; nonsense in it is passed over and asked for again later."""
+        session = self._sessions[number]
+        bucket = session.follower.part
+        if asked != session.asked or session.follower.state != LOADING or answer.bucket != bucket:
+            return []
+        mine = session.mine[bucket]
+        for record in answer.records:
+            if bucket_of(page_key(record.name)) == bucket:
+                self._catalog.hold(number, record.name, record.version, now)
+                mine.discard((record.name, record.version))
+        session.cursor = answer.after
+        if not answer.after:
+            for name, version in session.mine.pop(bucket):
+                self._catalog.release(number, name, version)
+            session.follower.loaded()
+        return self._next_page(number, session)
+
+    def unanswered(self, number: int, asked: int, now: float) -> None:
+        session = self._sessions[number]
+        if asked == session.asked and session.follower.state in (COMPARING, LOADING):
+            session.retry_at = now + _RETRY_S
+
+    def retry(self, server: Server, now: float) -> Effects:
+        session = self._sessions[server.number]
+        if session.retry_at is None or now < session.retry_at:
+            return []
+        return self.begin(server)
+
+    def _next_page(self, number: int, session: _Session) -> Effects:
+        bucket = session.follower.part
+        if bucket is None:
+            return []
+        question = Manifest(session.incarnation, bucket, session.cursor, MANIFEST_MAX_RECORDS)
+        return [self._ask(number, session, question)]
+
+    def _ask(self, number: int, session: _Session, question: Sums | Manifest) -> Ask:
+        session.asked += 1
+        kind = "sums" if isinstance(question, Sums) else "manifest"
+        return Ask(number, question, (kind, number, session.asked), _ANSWER_S)
+
+    # -- updates ---------------------------------------------------------------------------
+
+    def stored(
+        self, number: int, incarnation: int, changes: list[Change], now: float
+    ) -> tuple[Applied, list[Change]]:
+        """Apply a server's changes in order: the reply to it, and the changes that were new."""
+        session = self._sessions[number]
+        follower = session.follower
+        fresh: list[Change] = []
+        if incarnation != session.incarnation or follower.state != LIVE:
+            return Applied(-1), fresh
+        for change in changes:
+            verdict = follower.update(change.number)
+            if verdict == GAP:
+                break
+            if verdict == APPLY:
+                for dropped in change.dropped:
+                    self._catalog.release(number, dropped.name, dropped.version)
+                for record in change.added:
+                    self._catalog.hold(number, record.name, record.version, now)
+                fresh.append(change)
+        return Applied(follower.applied), fresh
+
+    def beat(self, server: Server, number: int, digest: int, now: float) -> Effects:
+        """A heartbeat's word on the manifest; asks anew if it proves the picture wrong."""
+        session = self._sessions[server.number]
+        agrees = True
+        if number == session.follower.applied:
+            if session.digest[0] != number:
+                session.digest = (number, sums_digest(self._catalog.pictures[server.number].sums))
+            agrees = session.digest[1] == digest
+        if session.follower.seen(number, agrees, now):
+            return self.begin(server)
+        return []
+
+    def check(self) -> None:
+        for session in self._sessions.values():
+            session.follower.check()
+
