@@ -1,0 +1,323 @@
+"""The balancer's process: sockets, threads and clock around dws.balancer.
+
+What lives here: carrying out effects and bringing events. What must not: any
+decision. The loop's thread owns all sockets; a writer thread commits decisions,
+those that wait together in one transaction.
+"""
+
+import gc
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+from msgspec import Struct
+
+from dws import messages
+from dws.balancer import (
+    Answered,
+    Balancer,
+    Beaten,
+    ClientAsked,
+    LinkDown,
+    LinkUp,
+    Persisted,
+    ServerAsked,
+    Tick,
+    Unanswered,
+)
+from dws.config import Config
+from dws.effects import Answer, Ask, Connect, Disconnect, Log, Persist, Push
+from dws.errors import BadRequest, TryAgain
+from dws.limits import FRAME_MAX_BYTES
+from dws.messages import Error, Locate, encode
+from dws.nodes.catalog_store import LmdbCatalogStore
+from dws.nodes.endpoints import advertised, announce, bind_in_a_row, withdraw
+from dws.nodes.refusals import refuse
+from dws.store import Decision
+from patterns.errors import RemoteError
+from patterns.heartbeat import parse
+from patterns.request_reply import Replier, Requester
+from patterns.zeromq.calls import Calls
+from patterns.zeromq.reactor import Reactor
+from patterns.zeromq.service import Service
+from patterns.zeromq.sockets import Monitor, make_socket
+from patterns.zeromq.writer import Writer
+
+_log = logging.getLogger("dws.balancer")
+
+_ROUND_ANSWERS = 64
+_QUEUE_DECISIONS = 100_000
+_BATCH_DECISIONS = 1_000
+_CLIENTS, _SERVERS = 0, 1
+
+
+class BalancerSettings(Struct):
+    data: Path
+    bind: str = "127.0.0.1"
+    port: int = 5600
+    advertise: str = ""
+    config: Config = Config()
+    rebuild: bool = False
+
+
+def serve(settings: BalancerSettings) -> int:
+    """Run until SIGINT or SIGTERM. Raises DwsError if it cannot start."""
+    host = advertised(settings.bind, settings.advertise) if settings.advertise else settings.bind
+    store = LmdbCatalogStore(settings.data)
+    try:
+        node = BalancerNode(settings, store, host)
+        try:
+            node.run()
+        finally:
+            node.close()
+    finally:
+        withdraw(settings.data)
+        store.close()
+    return 0
+
+
+class _Link:
+    """The sockets to one server: PUSH for jobs, watched; its DEALER is one of the calls' links."""
+
+    def __init__(self, push: "zmq.Socket[bytes]", monitor: Monitor, pages_endpoint: str) -> None:
+        self.push = push
+        self.monitor = monitor
+        self.pages_endpoint = pages_endpoint
+
+
+class BalancerNode:
+    def __init__(self, settings: BalancerSettings, store: LmdbCatalogStore, host: str) -> None:
+        config = settings.config
+        self._settings = settings
+        self._store = store
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            clients = make_socket(self._context, zmq.ROUTER, frame_max_bytes=FRAME_MAX_BYTES)
+            servers = make_socket(self._context, zmq.ROUTER, frame_max_bytes=FRAME_MAX_BYTES)
+            self._beats = make_socket(self._context, zmq.SUB, frame_max_bytes=FRAME_MAX_BYTES, hwm=10_000)
+            self._beats.setsockopt(zmq.SUBSCRIBE, b"")
+            port = bind_in_a_row([clients, servers, self._beats], settings.bind, settings.port)
+        except BaseException:
+            self._context.destroy(0)
+            raise
+        self.endpoint = f"tcp://{host}:{port}"
+        cluster = store.head.cluster
+        self._services = (
+            Service(clients, Replier(cluster), self._client_asked, self._refuse_client),
+            Service(servers, Replier(cluster), self._server_asked, self._refuse_server),
+        )
+        requester: Requester[Any] = Requester(random.getrandbits(63), cluster)
+        self._calls: Calls[Any] = Calls(
+            self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES
+        )
+        self._links: dict[int, _Link] = {}
+        self.balancer = Balancer(
+            store.head, store.load(), store.outcome, store.knows_start, config, random.Random(),
+            time.monotonic(),
+        )  # fmt: skip
+        self._writer: Writer[Decision, int] = Writer(
+            self._context, "dws-writer", self._commit, {"decisions": (1, _QUEUE_DECISIONS)}, _BATCH_DECISIONS
+        )
+        self._reactor = Reactor(self._wake_at, self._on_round)
+        # Beats first: they are drained before any silence is judged.
+        self._reactor.add(self._beats, self._drain_beats, config.round_beats)
+        self._reactor.add(servers, self._services[_SERVERS].drain, config.round_servers)
+        self._reactor.add(self._writer.socket, self._drain_writer, 1)
+        self._reactor.add(clients, self._services[_CLIENTS].drain, config.round_clients)
+        self._perform_by: dict[type[Any], Callable[[Any], None]] = {
+            Answer: self._do_answer,
+            Push: self._do_push,
+            Ask: self._do_ask,
+            Persist: self._do_persist,
+            Connect: self._do_connect,
+            Disconnect: lambda effect: self._unlink(effect.server),
+            Log: lambda effect: _log.log(logging.getLevelName(effect.level.upper()), effect.text),
+        }
+
+    def run(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._reactor.stop())
+        head = self._store.head
+        announce(self._settings.data, "balancer", "balancer", self.endpoint)
+        _log.info(
+            "balancer at %s, cluster %s, epoch %d, %d pages", self.endpoint, head.cluster.hex()[:8],
+            head.epoch, len(self.balancer.catalog.pages),
+        )  # fmt: skip
+        gc.freeze()
+        self._reactor.run()
+        _log.info("balancer stops")
+
+    def close(self) -> None:
+        """Finish writing what was decided, then let go of everything."""
+        self._writer.close()
+        for number in list(self._links):
+            self._unlink(number)
+        self._calls.close()
+        for service in self._services:
+            service.socket.close(0)
+        self._beats.close(0)
+        self._context.term()
+
+    # -- events in -----------------------------------------------------------------------------
+
+    def _client_asked(self, peer: bytes, frame: bytes, body: memoryview, data: Any) -> None:
+        service = self._services[_CLIENTS]
+        try:
+            message = messages.decode_client_request(body)
+        except messages.MalformedMessage as error:
+            self.balancer.counters["malformed requests"] += 1
+            service.reply(peer, frame, encode(Error(BadRequest.code, str(error)[:500])))
+            return
+        if type(message) is Locate:
+            located = self.balancer.locate(message, time.monotonic())
+            service.reply(peer, frame, encode(located))
+        else:
+            self._defer(_CLIENTS, peer, frame, message)
+
+    def _server_asked(self, peer: bytes, frame: bytes, body: memoryview, data: Any) -> None:
+        try:
+            message = messages.decode_server_request(body)
+        except messages.MalformedMessage as error:
+            self.balancer.counters["malformed reports"] += 1
+            reply = encode(Error(BadRequest.code, str(error)[:500]))
+            self._services[_SERVERS].reply(peer, frame, reply)
+            return
+        self._defer(_SERVERS, peer, frame, message)
+
+    def _defer(self, which: int, peer: bytes, frame: bytes, message: Any) -> None:
+        service = self._services[which]
+        try:
+            # One space of tokens for both sockets: the lowest bit says which.
+            token = service.replier.defer(peer, frame) << 1 | which
+        except RemoteError as error:
+            service.reply(peer, frame, encode(Error(TryAgain.code, error.text, 0.1)))
+            return
+        event = ClientAsked(token, message) if which == _CLIENTS else ServerAsked(token, message)
+        self._handle(event)
+
+    def _refuse_client(self, peer: bytes, frame: bytes, reason: str) -> None:
+        self.balancer.counters[f"refused clients: {reason}"] += 1
+        refuse(self._services[_CLIENTS], peer, frame, reason)
+
+    def _refuse_server(self, peer: bytes, frame: bytes, reason: str) -> None:
+        self.balancer.counters[f"refused servers: {reason}"] += 1
+        refuse(self._services[_SERVERS], peer, frame, reason)
+
+    def _drain_beats(self, limit: int) -> None:
+        for _ in range(limit):
+            try:
+                frame = self._beats.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            while self._beats.getsockopt(zmq.RCVMORE):
+                self._beats.recv()
+            try:
+                realm, peer, incarnation, sequence, body = parse(frame)
+                if realm != self._store.head.cluster:
+                    # Also the first beats of a new server, which knows no cluster yet.
+                    self.balancer.counters["beats of another cluster"] += 1
+                    continue
+                beat = messages.decode_beat(body)
+            except (RemoteError, messages.MalformedMessage):
+                self.balancer.counters["malformed beats"] += 1
+                continue
+            self._handle(Beaten(peer, incarnation, sequence, beat))
+
+    def _drain_calls(self, socket: "zmq.Socket[bytes]", limit: int) -> None:
+        for _ in range(limit):
+            received = self._calls.receive(socket)
+            if received is None:
+                return
+            tag, body, _ = received
+            try:
+                self._handle(Answered(tag, messages.decode_page_reply(body)))
+            except messages.MalformedMessage:
+                self.balancer.counters["malformed answers"] += 1
+                self._handle(Unanswered(tag))
+
+    def _drain_writer(self, limit: int) -> None:
+        for _, number in self._writer.results():
+            self._handle(Persisted(number))
+
+    def _drain_monitor(self, number: int) -> None:
+        link = self._links.get(number)
+        for came_up in link.monitor.drain() if link else []:
+            self._handle(LinkUp(number) if came_up else LinkDown(number))
+
+    def _handle(self, event: Any) -> None:
+        perform = self._perform_by
+        for effect in self.balancer.handle(event, time.monotonic()):
+            perform[type(effect)](effect)
+
+    def _on_round(self, now: float) -> None:
+        for _, tag in self._calls.requester.expire(now):
+            self._handle(Unanswered(tag))
+        if now >= self.balancer.wake_at():
+            self._drain_beats(self._settings.config.round_beats)
+            self._handle(Tick())
+
+    def _wake_at(self) -> float:
+        expiry = self._calls.requester.wake_at()
+        wake_at = self.balancer.wake_at()
+        return wake_at if expiry is None else min(wake_at, expiry)
+
+    # -- effects out ------------------------------------------------------------------------------
+
+    def _do_answer(self, effect: Answer) -> None:
+        service = self._services[effect.token & 1]
+        service.send(*service.replier.resolve(effect.token >> 1, encode(effect.message)))
+
+    def _do_push(self, effect: Push) -> None:
+        link = self._links.get(effect.server)
+        try:
+            if link is not None:
+                link.push.send(effect.frame, zmq.NOBLOCK)
+        except zmq.Again:
+            # Its queue is full; the job is issued again when it is overdue.
+            self.balancer.counters["jobs not pushed"] += 1
+
+    def _do_ask(self, effect: Ask) -> None:
+        link = self._links.get(effect.server)
+        if link is None:
+            self._handle(Unanswered(effect.tag))
+            return
+        deadline = time.monotonic() + effect.timeout_s
+        self._calls.call(link.pages_endpoint, encode(effect.message), effect.tag, deadline)
+
+    def _do_persist(self, effect: Persist) -> None:
+        decision = effect.decision
+        decision.forget_at += time.time()
+        if not self._writer.submit("decisions", decision, 1):
+            raise RuntimeError(f"more than {_QUEUE_DECISIONS} decisions wait for the disk")
+
+    def _do_connect(self, effect: Connect) -> None:
+        self._unlink(effect.server)
+        push = make_socket(self._context, zmq.PUSH, frame_max_bytes=FRAME_MAX_BYTES)
+        monitor = Monitor(push)
+        push.connect(effect.jobs_endpoint)
+        self._links[effect.server] = _Link(push, monitor, effect.pages_endpoint)
+        self._reactor.add(monitor.socket, lambda limit: self._drain_monitor(effect.server), 1)
+        self._calls.link(effect.pages_endpoint)
+
+    def _unlink(self, number: int) -> None:
+        link = self._links.pop(number, None)
+        if link is not None:
+            self._reactor.remove(link.monitor.socket)
+            link.monitor.close()
+            link.push.close(0)
+            self._calls.drop(link.pages_endpoint)
+
+    def _commit(self, decisions: Sequence[Decision]) -> list[int]:
+        self._store.commit(decisions, self._store.head.epoch)
+        return [decision.number for decision in decisions]
+
+    def _socket_changed(self, socket: "zmq.Socket[bytes]", added: bool) -> None:
+        if added:
+            self._reactor.add(socket, lambda limit: self._drain_calls(socket, limit), _ROUND_ANSWERS)
+        else:
+            self._reactor.remove(socket)

@@ -1,0 +1,604 @@
+"""The client: connect, put, get and the rest, over real sockets.
+
+What lives here: one thread's sockets and the loop that runs operations
+(client.py, download.py, upload.py) on them. What must not: retries, failover and
+grouping, which are those operations' business.
+"""
+
+import io
+import random
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from mimetypes import guess_type
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zmq
+from blake3 import blake3
+from msgspec import Struct
+
+from dws import messages
+from dws.client import Call, Directory, Operation, Send
+from dws.download import Page, ReadPages, StreamPage
+from dws.errors import DwsError, NotFound, OverBound, Unreachable, WrongThread
+from dws.limits import (
+    BATCH_MAX_BYTES,
+    BATCH_MAX_PAGES,
+    CHUNK_BYTES,
+    FRAME_MAX_BYTES,
+    GET_MAX_BYTES,
+    LIST_MAX_ENTRIES,
+    LOCATE_MAX_NAMES,
+    MIB,
+)
+from dws.messages import ANY, List, NodeStats, Ping, Stat, Status, Why, encode
+from dws.names import check_name
+from dws.nodes.sources import BytesSource, FileSource, StreamSource
+from dws.nodes.trees import scan_tree
+from dws.upload import PutBatch, PutItem, RemovePages, Stored
+from patterns.request_reply import Requester
+from patterns.zeromq.calls import Calls
+
+Source = bytes | Path | BinaryIO
+
+_DEFAULT_COPIES = 2
+#: A stream of unknown size has this long, if it does not say otherwise, to be put.
+_STREAM_S = 3600.0
+#: What a large upload is given on top of its time-out, so that a slow disk does not end it.
+_SLOW_BYTES_S = 8 * MIB
+_UPLOAD_WINDOW = 4
+_UPLOAD_BATCH_BYTES = 8 * MIB
+_LONGEST_WAIT_S = 0.5
+
+
+class Progress(Struct):
+    """How far a long call has got. `bytes` is None where the total is not known."""
+
+    pages_done: int
+    pages: int
+    bytes_done: int
+    bytes: int | None
+    copies_stored: int
+    copies: int
+    text: str
+
+
+class PutResult(Struct):
+    version: int
+    pages: int
+    bytes: int
+    skipped: list[str]
+    copies: int
+
+
+class UploadResult(Struct):
+    pages: int
+    bytes: int
+    skipped: int
+    batches: int
+    copies: int
+
+
+class RemoveResult(Struct):
+    removed: int
+
+
+# Named here, since inside Client the name `list` is its method.
+_PageStats = list[messages.PageStat | None]
+
+OnProgress = Callable[[Progress], None] | None
+
+
+def connect(
+    balancer: str = "tcp://127.0.0.1:5600",
+    *,
+    timeout_s: float = 10.0,
+    context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+    seed: int | None = None,
+) -> "Client":
+    """A client of the cluster behind this balancer. Connecting happens on first use.
+
+    timeout_s: how long a call may take without progress before it raises.
+    seed: makes request ids and batch ids repeatable, for tests.
+    """
+    return Client(balancer, timeout_s=timeout_s, context=context, seed=seed)
+
+
+class Client:
+    """Calls block until they are done or raise a dws.errors.DwsError.
+
+    One client belongs to the thread that made it; others make their own.
+    """
+
+    def __init__(
+        self,
+        balancer: str,
+        *,
+        timeout_s: float = 10.0,
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        seed: int | None = None,
+    ) -> None:
+        self.balancer = balancer
+        self.timeout_s = timeout_s
+        self.served: Counter[str] = Counter()
+        """Web server → pages (or chunks of large pages) that it delivered to this client."""
+        self._thread = threading.get_ident()
+        self._rng = random.Random(seed) if seed is not None else random.Random(secrets.randbits(64))
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
+        self._poller = zmq.Poller()
+        requester: Requester[tuple[Operation, Any]] = Requester(self._rng.getrandbits(63), learn_realm=True)
+        self._calls = Calls(self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES)
+        self._directory = Directory()
+        self._running: dict[Operation, None] = {}
+        self._closed = False
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._calls.close()
+            if self._owns_context:
+                self._context.term()
+
+    # -- reading -------------------------------------------------------------------------
+
+    def get(self, name: str) -> bytes:
+        """The page's bytes, up to 64 MiB; NotFound if there is no such page."""
+        return self.get_many([name])[name]
+
+    def get_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Pages by name. Up to 1,000 names are one lookup, so one moment of the catalog."""
+        pages: dict[str, bytes] = {}
+        for start in range(0, len(names), LOCATE_MAX_NAMES):
+            pages |= self._get_some(list(dict.fromkeys(names[start : start + LOCATE_MAX_NAMES])))
+        return pages
+
+    def _get_some(self, names: list[str]) -> dict[str, bytes]:
+        reading = ReadPages(self._directory, self._deadline(), names)
+        small, large = self._run(reading)
+        self._count(reading.sources)
+        for page in large:
+            if page.size > GET_MAX_BYTES:
+                raise OverBound(
+                    f"{page.name} has {page.size:,} bytes, get returns up to {GET_MAX_BYTES:,}: "
+                    f"use download or open"
+                )
+            small[page.name] = b"".join(self._chunks(self._stream(page.name, page)))
+        result: dict[str, bytes] = small
+        return result
+
+    def open(self, name: str) -> "PageReader":
+        """A readable stream of a page of any size, in constant memory, digests checked."""
+        stream = self._stream(name)
+        self._begin(stream)
+        while stream.page is None:
+            self._pump()
+            self._raise_if_failed(stream)
+        return PageReader(self, stream)
+
+    def download(self, name: str, target: Path | BinaryIO, on_progress: OnProgress = None) -> Page:
+        """Write a page of any size to a file or stream. A file appears whole or not at all."""
+        if isinstance(target, Path):
+            return self._download_file(name, target, on_progress)
+        stream = self._stream(name)
+        done = 0
+        for chunk in self._chunks(stream):
+            target.write(chunk)
+            done += len(chunk)
+            if on_progress is not None and stream.page is not None:
+                on_progress(Progress(0, 1, done, stream.page.size, 0, 0, name))
+        page: Page = stream.result
+        return page
+
+    def _download_file(self, name: str, path: Path, on_progress: OnProgress) -> Page:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("wb") as file:
+                page = self.download(name, file, on_progress)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return page
+
+    def _stream(self, name: str, page: Page | None = None) -> StreamPage:
+        return StreamPage(self._directory, time.monotonic(), self.timeout_s, name, page)
+
+    def _chunks(self, stream: StreamPage) -> Iterator[bytes]:
+        if stream not in self._running and not stream.finished:
+            self._begin(stream)
+        while True:
+            while stream.ready:
+                yield stream.ready.popleft()
+            if stream.finished:
+                self._count(stream.sources)
+                self._raise_if_failed(stream)
+                return
+            self._pump()
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def put(
+        self,
+        pages: Mapping[str, Source],
+        *,
+        copies: int | None = None,
+        conditions: Mapping[str, int] | None = None,
+        content_types: Mapping[str, str] | None = None,
+        modified: Mapping[str, float] | None = None,
+        timeout_s: float = 60.0,
+        on_progress: OnProgress = None,
+    ) -> PutResult:
+        """Store pages, all or none, and return once `copies` servers have them on disk.
+
+        One call is one batch: at most 1,000 pages and 64 MiB, or one page of any
+        size. conditions: name → messages.ABSENT, or the version it must have.
+        """
+        self._check_batch(pages)
+        items = [self._item(name, source, len(pages) == 1) for name, source in pages.items()]
+        for item in items:
+            item.condition = (conditions or {}).get(item.name, ANY)
+            item.content_type = (content_types or {}).get(item.name) or _content_type(item.name)
+            item.modified = (modified or {}).get(item.name, time.time())
+        try:
+            return self._put_items(items, copies or _DEFAULT_COPIES, timeout_s, on_progress)
+        finally:
+            for item in items:
+                item.source.close()
+
+    def _put_items(
+        self, items: list[PutItem], copies: int, timeout_s: float, on_progress: OnProgress
+    ) -> PutResult:
+        operation, progress = self._put_operation(items, copies, timeout_s, on_progress)
+        try:
+            stored: Stored = self._run(operation)
+        except BaseException:
+            self._abandon(operation)
+            raise
+        return PutResult(stored.version, len(items), progress.bytes_done, stored.skipped, copies)
+
+    def _put_operation(
+        self, items: list[PutItem], copies: int, timeout_s: float, on_progress: OnProgress
+    ) -> tuple[PutBatch, Progress]:
+        known = sum(item.size for item in items) if all(item.size >= 0 for item in items) else None
+        text = items[0].name if len(items) == 1 else f"{len(items)} pages"
+        progress = Progress(0, len(items), 0, known, 0, copies, text)
+
+        def staged(size_bytes: int) -> None:
+            progress.bytes_done = size_bytes
+            if on_progress is not None:
+                on_progress(progress)
+
+        def stored(count: int) -> None:
+            progress.copies_stored = count
+            if on_progress is not None:
+                on_progress(progress)
+
+        limit_s = timeout_s + (known / _SLOW_BYTES_S if known is not None else _STREAM_S)
+        deadline = time.monotonic() + limit_s
+        return PutBatch(self._directory, deadline, self._new_id, items, copies, staged, stored), progress
+
+    def upload(
+        self,
+        directory: Path,
+        to: str = "/",
+        *,
+        copies: int | None = None,
+        if_absent: bool = False,
+        timeout_s: float = 60.0,
+        on_progress: OnProgress = None,
+    ) -> UploadResult:
+        """Put every file below a directory; its contents go under the prefix `to`.
+
+        Cut into batches: atomic a batch, not a tree. Files whose page has the same
+        bytes already are skipped. Symbolic links and file names that are not UTF-8
+        are listed in the error, before anything is sent.
+        """
+        files = scan_tree(directory, to)
+        return self.upload_files(
+            files, copies=copies, if_absent=if_absent, timeout_s=timeout_s, on_progress=on_progress
+        )
+
+    def upload_files(
+        self,
+        files: Sequence[tuple[str, Path, int]],
+        *,
+        copies: int | None = None,
+        if_absent: bool = False,
+        timeout_s: float = 60.0,
+        on_progress: OnProgress = None,
+    ) -> UploadResult:
+        """As `upload`, of (page name, file, size) given one by one; several batches at a time."""
+        size_bytes = sum(size for _, _, size in files)
+        total = Progress(0, len(files), 0, size_bytes, 0, copies or _DEFAULT_COPIES, "")
+        result = UploadResult(0, 0, 0, 0, total.copies)
+        waiting = deque(_cut(files))
+        running: dict[PutBatch, list[PutItem]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < _UPLOAD_WINDOW:
+                    items = self._file_items(waiting.popleft(), if_absent)
+                    operation, _ = self._put_operation(items, total.copies, timeout_s, None)
+                    running[operation] = items
+                    self._begin(operation)
+                self._pump()
+                for operation in [each for each in running if each.finished]:
+                    items = running.pop(operation)
+                    self._finish_batch(operation, items, result)
+                    total.pages_done, total.bytes_done = result.pages, result.bytes
+                    total.text = items[-1].name
+                    if on_progress is not None:
+                        on_progress(total)
+        except BaseException:
+            for operation, items in running.items():
+                self._abandon(operation)
+                for item in items:
+                    item.source.close()
+            raise
+        return result
+
+    def _file_items(self, files: list[tuple[str, Path, int]], if_absent: bool) -> list[PutItem]:
+        items = []
+        for name, path, _ in files:
+            item = self._item(name, path, len(files) == 1)
+            item.condition = messages.ABSENT if if_absent else ANY
+            item.content_type = _content_type(name)
+            item.modified = path.stat().st_mtime
+            items.append(item)
+        return items
+
+    def _finish_batch(self, operation: PutBatch, items: list[PutItem], result: UploadResult) -> None:
+        for item in items:
+            item.source.close()
+        self._raise_if_failed(operation)
+        result.pages += len(items)
+        result.bytes += sum(max(0, item.size) for item in items)
+        result.skipped += len(operation.result.skipped)
+        result.batches += 1
+
+    def _check_batch(self, pages: Mapping[str, Source]) -> None:
+        if not pages:
+            raise OverBound("a batch has at least one page")
+        if len(pages) > BATCH_MAX_PAGES:
+            raise OverBound(f"a batch has at most {BATCH_MAX_PAGES:,} pages, this one {len(pages):,}")
+        for name in pages:
+            check_name(name)
+
+    def _item(self, name: str, source: Source, alone: bool) -> PutItem:
+        """Small sources are read at once, so that their digests are known when the batch is placed."""
+        if isinstance(source, bytes | bytearray | memoryview):
+            data = bytes(source)
+            return PutItem(name, BytesSource(data), len(data), blake3(data).digest())
+        if isinstance(source, Path):
+            file = FileSource(source)
+            if alone and file.size > CHUNK_BYTES:
+                return PutItem(name, file, file.size)
+            try:
+                if file.size > BATCH_MAX_BYTES:
+                    raise OverBound(f"{name} has {file.size:,} bytes: a page of over 64 MiB is a batch alone")
+                data = file.read(0, file.size)
+            finally:
+                file.close()
+            return PutItem(name, BytesSource(data), len(data), blake3(data).digest())
+        if not alone:
+            raise OverBound(f"{name}: a stream is a batch by itself")
+        return PutItem(name, StreamSource(source))
+
+    def remove(
+        self, names: Sequence[str], *, conditions: Mapping[str, int] | None = None, timeout_s: float = 30.0
+    ) -> RemoveResult:
+        """Take pages out of the catalog; up to 1,000 names are one decision. Missing ones are no error."""
+        removed = 0
+        unique = list(dict.fromkeys(names))
+        for start in range(0, len(unique), BATCH_MAX_PAGES):
+            some = {
+                name: (conditions or {}).get(name, ANY) for name in unique[start : start + BATCH_MAX_PAGES]
+            }
+            deadline = time.monotonic() + timeout_s
+            removed += self._run(RemovePages(self._directory, deadline, self._new_id, some))
+        return RemoveResult(removed)
+
+    # -- asking ----------------------------------------------------------------------------
+
+    def list(self, prefix: str = "/") -> Iterator[messages.Record]:
+        """Records of all pages whose name starts with `prefix`, in order."""
+        after = ""
+        while True:
+            listing = self._call(List(prefix, after, LIST_MAX_ENTRIES))
+            yield from listing.records
+            if not listing.more:
+                return
+            after = listing.records[-1].name
+
+    def stat(self, names: Iterable[str]) -> _PageStats:
+        """Record and holders of each page, None where there is no such page."""
+        wanted = [*names]
+        stats: _PageStats = []
+        for start in range(0, len(wanted), LOCATE_MAX_NAMES):
+            stats += self._call(Stat(wanted[start : start + LOCATE_MAX_NAMES])).pages
+        return stats
+
+    def status(self) -> messages.ClusterStatus:
+        status: messages.ClusterStatus = self._call(Status())
+        return status
+
+    def why(self, name: str) -> messages.Because:
+        because: messages.Because = self._call(Why(name))
+        if not because.version:
+            raise NotFound(f"no such page: {name}")
+        return because
+
+    def node_stats(self, server: str, top: int = 20) -> messages.NodeStatsAre:
+        """A web server's own counters and its most visited pages."""
+        self._run(ReadPages(self._directory, self._deadline(), []))
+        for number, known in self._directory.servers.items():
+            if known.name == server:
+                stats: messages.NodeStatsAre = self._call(NodeStats(top), number)
+                return stats
+        raise NotFound(f"no web server named {server}")
+
+    def ping(self) -> int:
+        """The balancer's epoch."""
+        epoch: int = self._call(Ping()).epoch
+        return epoch
+
+    def _call(self, message: Any, server: int = 0) -> Any:
+        return self._run(Call(self._directory, self._deadline(), message, server))
+
+    # -- the loop --------------------------------------------------------------------------
+
+    def _run(self, operation: Operation) -> Any:
+        self._begin(operation)
+        try:
+            while not operation.finished:
+                self._pump()
+        finally:
+            self._running.pop(operation, None)
+        self._raise_if_failed(operation)
+        return operation.result
+
+    def _begin(self, operation: Operation) -> None:
+        if threading.get_ident() != self._thread:
+            raise WrongThread("a client belongs to the thread that made it; call dws.connect in this thread")
+        if self._closed:
+            raise DwsError("the client is closed")
+        self._running[operation] = None
+        self._send(operation, operation.start(time.monotonic()))
+
+    def _pump(self) -> None:
+        """Wait for something to happen, and let all running operations know."""
+        now = time.monotonic()
+        wake_at = now + _LONGEST_WAIT_S
+        for operation in self._running:
+            wake_at = min(wake_at, operation.wake_at())
+        expiry = self._calls.requester.wake_at()
+        if expiry is not None:
+            wake_at = min(wake_at, expiry)
+        # Replies first, then silence: what waited in a queue is no silence.
+        for socket, _ in self._poller.poll(max(0, int((wake_at - now) * 1000 + 0.999))):
+            self._receive(socket)
+        now = time.monotonic()
+        for _, (operation, tag) in self._calls.requester.expire(now):
+            self._send(operation, operation.unanswered(tag, now))
+        for operation in list(self._running):
+            self._send(operation, operation.tick(now))
+            if operation.finished:
+                self._running.pop(operation, None)
+
+    def _receive(self, socket: Any) -> None:
+        while True:
+            received = self._calls.receive(socket)
+            if received is None:
+                return
+            (operation, tag), body, frame = received
+            data = frame.buffer if frame is not None else b""
+            now = time.monotonic()
+            try:
+                message = messages.decode_reply(body)
+            except messages.MalformedMessage:
+                self._send(operation, operation.unanswered(tag, now))
+                continue
+            self._send(operation, operation.answered(tag, message, data, now))
+
+    def _send(self, operation: Operation, sends: Sequence[Send]) -> None:
+        now = time.monotonic()
+        for send in sends:
+            if send.server == 0:
+                endpoint = self.balancer
+            elif send.server in self._directory.servers:
+                endpoint = self._directory.servers[send.server].endpoint
+            else:
+                self._send(operation, operation.unanswered(send.tag, now))
+                continue
+            deadline = now + send.timeout_s
+            self._calls.call(endpoint, encode(send.message), (operation, send.tag), deadline, send.data)
+
+    def _abandon(self, operation: PutBatch) -> None:
+        """Tell the balancer that nobody waits for this batch any more, without waiting for its answer."""
+        if not operation.finished:
+            operation.fail(DwsError("given up"))
+            self._send(operation, operation.abort())
+        self._running.pop(operation, None)
+
+    def _raise_if_failed(self, operation: Operation) -> None:
+        error = operation.error
+        if isinstance(error, Unreachable):
+            where = f"the balancer at {self.balancer}"
+            raise Unreachable(f"no answer from {where} for {self.timeout_s:g} s: is it running there?")
+        if error is not None:
+            raise error
+
+    def _count(self, sources: dict[int, int]) -> None:
+        for number, pages in sources.items():
+            self.served[self._directory.name(number)] += pages
+
+    def _socket_changed(self, socket: Any, added: bool) -> None:
+        if added:
+            self._poller.register(socket, zmq.POLLIN)
+        else:
+            self._poller.unregister(socket)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.timeout_s
+
+    def _new_id(self) -> bytes:
+        return self._rng.randbytes(16)
+
+
+class PageReader(io.RawIOBase):
+    """A page as a readable stream. It belongs to its client's thread."""
+
+    def __init__(self, client: Client, stream: StreamPage) -> None:
+        self._client = client
+        self._stream = stream
+        self._chunks = client._chunks(stream)
+        self._rest: memoryview = memoryview(b"")
+
+    @property
+    def page(self) -> Page:
+        assert self._stream.page is not None
+        return self._stream.page
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            self._rest = memoryview(next(self._chunks, b""))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        self._client._running.pop(self._stream, None)
+        super().close()
+
+
+def _content_type(name: str) -> str:
+    return guess_type(name)[0] or "application/octet-stream"
+
+
+def _cut(files: Sequence[tuple[str, Path, int]]) -> Iterator["list[tuple[str, Path, int]]"]:
+    """Files in batches; a large one is a batch by itself."""
+    batch: list[tuple[str, Path, int]] = []
+    size_bytes = 0
+    for file in files:
+        if file[2] > CHUNK_BYTES:
+            yield [file]
+            continue
+        if batch and (len(batch) == BATCH_MAX_PAGES or size_bytes + file[2] > _UPLOAD_BATCH_BYTES):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(file)
+        size_bytes += file[2]
+    if batch:
+        yield batch

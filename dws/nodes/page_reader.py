@@ -1,0 +1,178 @@
+"""Reading a page store's directory: pages, records, manifests and the log of changes.
+
+What lives here: everything that does not write, from any thread or process that
+has the store's LMDB file open. What must not: the lock, the identity, and
+anything that is counted, which page_store.py keeps.
+
+Each read is a transaction of its own, of about a microsecond: one that was kept
+open would keep the space of everything that is dropped meanwhile. It waits for
+no writer and sees a commit as soon as it is durable.
+"""
+
+import errno
+from typing import Final
+
+import lmdb
+from blake3 import blake3
+
+from dws.errors import OverBound
+from dws.limits import CHUNK_BYTES, GET_MAX_BYTES, MIB
+from dws.messages import Change, Dropped, Record, decode_change, decode_record
+from dws.nodes.page_files import PageFiles
+from dws.nodes.page_tables import Tables, change_key, inline_key, record_key
+
+#: `changes` returns no more than this, so that what it returns fits a message.
+CHANGES_MAX_BYTES: Final = 4 * MIB
+DAMAGED_MAX: Final = 1000
+
+
+class PageReader:
+    """Pages by (name, version).
+
+    damaged: pages whose record is here and whose file is missing, cut off or unreadable, as far as
+    reading came across them; reads of them return None. At most DAMAGED_MAX are noted.
+    """
+
+    def __init__(self, environment: lmdb.Environment, tables: Tables, files: PageFiles) -> None:
+        self.damaged: list[Dropped] = []
+        self._environment = environment
+        self._tables = tables
+        self._inline = tables.inline
+        self._files = files
+
+    # -- pages -----------------------------------------------------------------------
+
+    def get(self, name: str, version: int) -> bytes | None:
+        """The whole page; None if not held. Raises OverBound for one over GET_MAX_BYTES."""
+        key = record_key(name, version)
+        with self._environment.begin() as txn:
+            data = txn.get(inline_key(key), db=self._inline)
+        if data is not None:
+            return data
+        record = self._record(key)
+        if record is None:
+            return None
+        if record.size > GET_MAX_BYTES:
+            raise OverBound(f"{name!r}: {record.size:,} bytes, over the bound of {GET_MAX_BYTES:,} at once")
+        return self._read_file(key, record, 0, record.size)
+
+    def read(self, name: str, version: int, offset: int, length: int) -> bytes | None:
+        """Up to `length` bytes from `offset`, short only at the end of the page; None if not held."""
+        key = record_key(name, version)
+        with self._environment.begin() as txn:
+            data = txn.get(inline_key(key), db=self._inline)
+        if data is not None:
+            return data[offset : offset + length]
+        record = self._record(key)
+        return None if record is None else self._read_file(key, record, offset, length)
+
+    def record(self, name: str, version: int) -> Record | None:
+        return self._record(record_key(name, version))
+
+    def digest_list(self, name: str, version: int) -> bytes | None:
+        """The 32-byte digests of the page's chunks, joined; empty for one chunk; None if not held."""
+        key = record_key(name, version)
+        with self._environment.begin() as txn:
+            digests = txn.get(key, db=self._tables.lists)
+            if digests is None and txn.get(key, db=self._tables.records) is not None:
+                return b""
+        return digests
+
+    # -- what is held, and how it came to be --------------------------------------------
+
+    def manifest(self, bucket: int, after: bytes, limit: int) -> tuple[list[Record], bytes]:
+        """Records of a bucket after a cursor, and the next cursor, which is empty at the end."""
+        records: list[Record] = []
+        last = after
+        with self._environment.begin() as txn:
+            cursor = txn.cursor(db=self._tables.records)
+            more = cursor.set_range(max(after, bytes((bucket,))))
+            if more and after and cursor.key() == after:
+                more = cursor.next()
+            while more and cursor.key()[0] == bucket:
+                if len(records) == limit:
+                    return records, last
+                last = cursor.key()
+                records.append(decode_record(cursor.value()))
+                more = cursor.next()
+        return records, b""
+
+    def changes(self, since: int, limit: int) -> list[Change] | None:
+        """Changes numbered since+1 …, at most `limit` and (but for the first) CHANGES_MAX_BYTES; None if the
+        log does not reach back to them, or this store has not come as far as `since`."""
+        found: list[Change] = []
+        size = 0
+        with self._environment.begin() as txn:
+            cursor = txn.cursor(db=self._tables.changes)
+            newest = int.from_bytes(cursor.key()) if cursor.last() else 0
+            if since == newest:
+                return found
+            more = cursor.set_key(change_key(since + 1))
+            if not more:
+                return None
+            while more and len(found) < limit:
+                encoded = cursor.value()
+                size += len(encoded)
+                if found and size > CHANGES_MAX_BYTES:
+                    break
+                found.append(decode_change(encoded))
+                more = cursor.next()
+        return found
+
+    def verify(self, name: str, version: int) -> bool:
+        """Whether the page, read back from the disk, and its digest list have the digests of its record.
+
+        In pieces, but all of it: for large pages not a call for the thread that serves."""
+        key = record_key(name, version)
+        with self._environment.begin() as txn:
+            raw = txn.get(key, db=self._tables.records)
+            data = txn.get(inline_key(key), db=self._inline)
+            digests = txn.get(key, db=self._tables.lists)
+        if raw is None:
+            return False
+        record = decode_record(raw)
+        if data is not None:
+            return len(data) == record.size and blake3(data).digest() == record.digest
+        if digests is None or (digests and blake3(digests).digest() != record.list_digest):
+            return False
+        return self._verify_file(key, record, digests)
+
+    def note_damage(self, record: Record) -> None:
+        """List a page among the damaged."""
+        found = Dropped(record.name, record.version)
+        if found not in self.damaged and len(self.damaged) < DAMAGED_MAX:
+            self.damaged.append(found)
+
+    # -- large pages -----------------------------------------------------------------------
+
+    def _record(self, key: bytes) -> Record | None:
+        with self._environment.begin() as txn:
+            raw = txn.get(key, db=self._tables.records)
+        return None if raw is None else decode_record(raw)
+
+    def _read_file(self, key: bytes, record: Record, offset: int, length: int) -> bytes | None:
+        wanted = max(0, min(length, record.size - offset))
+        try:
+            data = self._files.read(key, offset, wanted)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EIO):
+                raise
+            data = None
+        if data is None or len(data) < wanted:
+            # Dropped since the record was read, or else damaged.
+            if self._record(key) is not None:
+                self.note_damage(record)
+            return None
+        return data
+
+    def _verify_file(self, key: bytes, record: Record, digests: bytes) -> bool:
+        whole, chunks, size = blake3(), [], 0
+        try:
+            for piece in self._files.pieces(key, CHUNK_BYTES):
+                whole.update(piece)
+                size += len(piece)
+                if digests:
+                    chunks.append(blake3(piece).digest())
+        except OSError:
+            return False
+        return size == record.size and whole.digest() == record.digest and b"".join(chunks) == digests

@@ -1,0 +1,86 @@
+"""The tables of a page store: which LMDB database holds what, under which keys.
+
+What lives here: the layout on disk of records, small pages, digest lists and the
+log of changes, and the counters kept with them. What must not: transactions and
+page files, which page_transaction.py and page_files.py know.
+
+| database | key | value |
+| --- | --- | --- |
+| meta | `format`, `identity`, `state` | 1; Identity; State |
+| records | record key: page key (16 bytes), version (8, big endian) | Record |
+| inline | version, page key | bytes of a page up to INLINE_MAX_BYTES |
+| lists | record key | joined chunk digests of a larger page, empty if it is one chunk |
+| changes | change number (8 bytes, big endian) | Change |
+
+Records lie apart from bytes, so that a walk over records never touches a page.
+`lists` has an entry for each page that lies in a file of its own, so that
+opening compares files with their pages without a walk over all records. Bytes
+are keyed by version first: pages of one batch have one version and later
+batches higher ones, so a transaction writes neighbouring leaves, not one leaf
+a page (half as much again in puts a second once there are many pages).
+"""
+
+from typing import Any, Final, NamedTuple
+
+import lmdb
+import msgspec
+from msgspec import Struct
+
+from dws.errors import Refused
+from dws.limits import MANIFEST_BUCKETS
+from dws.names import page_key
+from dws.store import Identity
+
+FORMAT: Final = b"1"
+RECORD_KEY_BYTES: Final = 24
+_NAMES: Final = ("meta", "records", "inline", "lists", "changes")
+
+
+class State(Struct, frozen=True, array_like=True):
+    """What is counted as records come and go; written in the same transactions."""
+
+    number: int = 0  # of the last change
+    pages: int = 0
+    bytes: int = 0  # of all pages held, wherever they lie
+    log_bytes: int = 0  # of the changes kept
+    sums: tuple[int, ...] = (0,) * MANIFEST_BUCKETS
+
+
+class Tables(NamedTuple):
+    """Handles of the databases."""
+
+    meta: Any
+    records: Any
+    inline: Any
+    lists: Any
+    changes: Any
+
+
+def open_tables(environment: lmdb.Environment) -> Tables:
+    """Make or find the databases. Raises Refused for a format that this program does not know."""
+    tables = Tables(*(environment.open_db(name.encode()) for name in _NAMES))
+    with environment.begin(write=True, db=tables.meta) as txn:
+        found = txn.get(b"format")
+        if found is None:
+            txn.put(b"format", FORMAT)
+        elif found != FORMAT:
+            raise Refused(f"{environment.path()} is a page store of format {found!r}, not {FORMAT!r}")
+    return tables
+
+
+def record_key(name: str, version: int) -> bytes:
+    return page_key(name) + version.to_bytes(8, "big")
+
+
+def inline_key(key: bytes) -> bytes:
+    """Where the bytes of a small page lie, from its record key."""
+    return key[16:] + key[:16]
+
+
+def change_key(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+encode_identity = encode_state = msgspec.msgpack.encode
+decode_identity = msgspec.msgpack.Decoder(Identity).decode
+decode_state = msgspec.msgpack.Decoder(State).decode

@@ -1,0 +1,21 @@
+"""What a node answers to frames of another version or another cluster.
+
+What lives here: the one typed reply that both kinds of node give.
+"""
+
+from dws.errors import WrongCluster, WrongVersion
+from dws.messages import Error, encode
+from patterns.request_reply import VERSION, request_id_of
+from patterns.zeromq.service import Service
+
+
+def refuse(service: Service, peer: bytes, frame: bytes, reason: str) -> None:
+    """Tell a peer of another version or cluster why it is not answered; nothing if it cannot be told."""
+    if request_id_of(frame) is None:
+        return
+    if reason == "realm":
+        error = Error(WrongCluster.code, f"this is a node of cluster {service.replier.realm.hex()}")
+    else:
+        error = Error(WrongVersion.code, f"this node speaks version {VERSION} of the protocol")
+    service.reply(peer, frame, encode(error))
+

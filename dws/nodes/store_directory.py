@@ -1,0 +1,113 @@
+"""What both stores do with their directory: make it, lock it, open LMDB in it, sync it.
+
+What lives here: the steps that a page store and a catalog store share, and the
+error of a sync that failed. What must not: anything about what is stored.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+import lmdb
+
+from dws.errors import ConfigError, Refused
+
+LOCK_NAME = "LOCK"
+
+
+class SyncFailed(Exception):
+    """An fsync failed: what was written before it may be lost, so the process must end (rule 8)."""
+
+
+def sync_file(descriptor: int, path: Path) -> None:
+    """Make a file's bytes and length durable. Raises SyncFailed, whatever the reason."""
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        raise SyncFailed(f"cannot sync {path}: {error}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises SyncFailed, whatever the reason."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise SyncFailed(f"cannot sync directory {path}: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make `path` and the parents it lacks, each durable in its parent."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        sync_directory(each.parent)
+
+
+class DirectoryLock:
+    """One process, and in it one store, may have the directory open: an flock on its LOCK file,
+    which the kernel takes back however the holder ends. The file says who holds it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises Refused, which names the directory and the holder's pid, if it is held."""
+        path = directory / LOCK_NAME
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._file, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._file)
+            if isinstance(error, BlockingIOError):
+                raise Refused(f"{directory} is in use by process {holder or '(unknown)'}") from None
+            raise
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
+
+    def close(self) -> None:
+        """Give the directory back. The file stays: to delete it would race with the next holder."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def open_environment(path: Path, *, map_bytes: int, databases: int, readahead: bool) -> lmdb.Environment:
+    """Open, or make, the LMDB file at `path`. The caller holds its directory's lock.
+
+    map_bytes is address space, the most the file may grow to; the file itself grows as it is written.
+    Raises ConfigError if so much cannot be mapped, Refused if the file is no LMDB store.
+    """
+    try:
+        # Threads: py-lmdb always sets MDB_NOTLS, which ties a reader slot to its transaction rather than to
+        # a thread. So any thread may read while one writes, and a finished read transaction, kept as a spare,
+        # is renewed by whichever thread reads next: that saves an allocation and the reader table's lock.
+        # A write transaction must end in the thread that began it; only the writer thread begins them.
+        # The map is only ever read (writemap=False): a stray write cannot reach the file.
+        environment = lmdb.open(
+            str(path),
+            map_size=map_bytes,
+            subdir=False,
+            sync=True,
+            metasync=True,
+            writemap=False,
+            readahead=readahead,
+            lock=True,
+            mode=0o644,
+            max_dbs=databases,
+            max_readers=126,
+            max_spare_txns=8,
+        )
+    except (lmdb.MemoryError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot map {map_bytes:,} bytes of address space for {path} ({error}): "
+            "ask for a smaller map, or lift the limit (ulimit -v)"
+        ) from error
+    except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+        raise Refused(f"{path} is not a store of this program: {error}") from error
+    # A process that was killed in the middle of a read would keep its snapshot's pages from being used again.
+    environment.reader_check()
+    return environment

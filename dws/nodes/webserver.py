@@ -1,0 +1,314 @@
+"""A web server's process: sockets, threads and clock around dws.webserver.
+
+What lives here: carrying out effects and bringing events. What must not: any
+decision. The loop's thread owns all sockets and reads the store; a writer thread
+commits, so that no reader waits for an fsync.
+"""
+
+import gc
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import zmq
+from msgspec import Struct
+
+from dws import messages
+from dws.config import Config
+from dws.effects import Answer, AnswerData, AskPeer, Log, Publish, Report, Write
+from dws.errors import BadRequest, TryAgain
+from dws.limits import FRAME_MAX_BYTES
+from dws.messages import Error, Fetch, Read, encode
+from dws.nodes.endpoints import (
+    BEATS_OFFSET,
+    SERVERS_OFFSET,
+    advertised,
+    announce,
+    bind,
+    with_offset,
+    withdraw,
+)
+from dws.nodes.page_store import LmdbPageStore
+from dws.nodes.refusals import refuse
+from dws.store import OpResult, PageStoreOp
+from dws.webserver import (
+    BalancerUp,
+    Endpoints,
+    Figures,
+    JobCame,
+    PeerAnswered,
+    PeerAsked,
+    PeerUnanswered,
+    ReportAnswered,
+    ReportUnanswered,
+    Tick,
+    WebServer,
+    Written,
+)
+from patterns.errors import RemoteError
+from patterns.heartbeat import Beater
+from patterns.request_reply import NO_REALM, Replier, Requester
+from patterns.zeromq.calls import Calls
+from patterns.zeromq.reactor import Reactor
+from patterns.zeromq.service import Service
+from patterns.zeromq.sockets import Monitor, make_socket
+from patterns.zeromq.writer import Writer
+
+_log = logging.getLogger("dws.webserver")
+
+#: Requests taken in one round; the loop's other work waits for so many at most.
+_ROUND_PAGES = 128
+_ROUND_JOBS = 16
+_ROUND_ANSWERS = 64
+_BATCH_BYTES = 16 << 20
+
+
+class WebServerSettings(Struct):
+    name: str
+    data: Path
+    balancer: str
+    bind: str = "127.0.0.1"
+    advertise: str = ""
+    port: int = 0
+    config: Config = Config()
+
+
+def serve(settings: WebServerSettings) -> int:
+    """Run until SIGINT or SIGTERM. Raises DwsError if it cannot start."""
+    host = advertised(settings.bind, settings.advertise)
+    store = LmdbPageStore(settings.data, quota_bytes=settings.config.quota_bytes)
+    try:
+        node = WebServerNode(settings, store, host)
+        try:
+            node.run()
+        finally:
+            node.close()
+    finally:
+        withdraw(settings.data)
+        store.close()
+    return 0
+
+
+class WebServerNode:
+    def __init__(self, settings: WebServerSettings, store: LmdbPageStore, host: str) -> None:
+        config = settings.config
+        self._settings = settings
+        self._store = store
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            pages = make_socket(self._context, zmq.ROUTER, frame_max_bytes=FRAME_MAX_BYTES)
+            self._jobs = make_socket(self._context, zmq.PULL, frame_max_bytes=FRAME_MAX_BYTES)
+            port = bind(pages, settings.bind, settings.port)
+            jobs_port = bind(self._jobs, settings.bind, 0)
+            self._beats = make_socket(self._context, zmq.PUB, frame_max_bytes=FRAME_MAX_BYTES, hwm=16)
+            self._beats.connect(with_offset(settings.balancer, BEATS_OFFSET))
+        except BaseException:
+            self._context.destroy(0)
+            raise
+        endpoints = Endpoints(f"tcp://{host}:{port}", f"tcp://{host}:{jobs_port}")
+        self.server = WebServer(settings.name, store, endpoints, config, time.monotonic())
+        identity = store.identity
+        realm = identity.cluster or NO_REALM
+        self._service = Service(pages, Replier(realm), self._page_asked, self._refuse)
+        self._beater = Beater(realm, identity.server, identity.incarnation)
+        requester: Requester[Any] = Requester(random.getrandbits(63), realm)
+        self._calls: Calls[Any] = Calls(
+            self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES
+        )
+        bytes_max = config.write_queue_bytes
+        self._writer: Writer[Write, OpResult] = Writer(
+            self._context,
+            "dws-writer",
+            self._commit,
+            # An upload's commit may carry a whole batch; its class must hold that beside the chunks.
+            {
+                "upload": (4 << 20, 8 * bytes_max),
+                "copy": (4 << 20, 8 * bytes_max),
+                "drop": (1 << 20, 1 << 20),
+            },
+            _BATCH_BYTES,
+        )
+        self._balancer = with_offset(settings.balancer, SERVERS_OFFSET)
+        self._reactor = Reactor(self._wake_at, self._on_round)
+        self._reactor.add(pages, self._drain_pages, _ROUND_PAGES)
+        self._reactor.add(self._jobs, self._drain_jobs, _ROUND_JOBS)
+        self._reactor.add(self._writer.socket, self._drain_writer, 1)
+        self._monitor = Monitor(self._calls.link(self._balancer))
+        self._reactor.add(self._monitor.socket, self._drain_monitor, 1)
+        self._process = psutil.Process()
+        self._process.cpu_percent()
+        self._written_at = self._read_at = -1.0
+        self.endpoints = endpoints
+        self._perform_by: dict[type[Any], Callable[[Any], None]] = {
+            Answer: self._do_answer,
+            AnswerData: self._do_answer_data,
+            Report: self._do_report,
+            AskPeer: self._do_ask_peer,
+            Write: self._do_write,
+            Publish: self._do_publish,
+            Log: lambda effect: _log.log(logging.getLevelName(effect.level.upper()), effect.text),
+        }
+
+    def run(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._reactor.stop())
+        settings = self._settings
+        announce(settings.data, "webserver", settings.name, self.endpoints.pages)
+        _log.info("%s serves pages at %s from %s", settings.name, self.endpoints.pages, settings.data)
+        gc.freeze()
+        self._reactor.run()
+        _log.info("%s stops", settings.name)
+
+    def close(self) -> None:
+        """Finish what the writer has, then let go of everything."""
+        self._writer.close()
+        self._monitor.close()
+        self._calls.close()
+        for socket in (self._service.socket, self._jobs, self._beats):
+            socket.close(0)
+        self._context.term()
+
+    # -- events in ---------------------------------------------------------------------------
+
+    def _drain_pages(self, limit: int) -> None:
+        book = self.server.book
+        before, began = book.served, time.perf_counter()
+        requests = self._service.drain(limit)
+        book.round(requests, book.served - before, time.perf_counter() - began)
+
+    def _page_asked(self, peer: bytes, frame: bytes, body: memoryview, data: "zmq.Frame | None") -> None:
+        try:
+            message = messages.decode_page_request(body)
+        except messages.MalformedMessage as error:
+            self.server.counters["malformed requests"] += 1
+            self._service.reply(peer, frame, encode(Error(BadRequest.code, str(error)[:500])))
+            return
+        if type(message) is Fetch:
+            reply, payload = self.server.fetch(message)
+            self._service.reply(peer, frame, encode(reply), payload)
+            self._read_at = time.monotonic()
+        elif type(message) is Read:
+            answer, payload = self.server.read(message)
+            self._service.reply(peer, frame, encode(answer), payload)
+            self._read_at = time.monotonic()
+        else:
+            try:
+                token = self._service.replier.defer(peer, frame)
+            except RemoteError as error:
+                self._service.reply(peer, frame, encode(Error(TryAgain.code, error.text, 0.1)))
+                return
+            buffer: Any = data.buffer if data is not None else memoryview(b"")
+            self._handle(PeerAsked(peer, token, message, buffer))
+
+    def _refuse(self, peer: bytes, frame: bytes, reason: str) -> None:
+        self.server.counters[f"refused: {reason}"] += 1
+        refuse(self._service, peer, frame, reason)
+
+    def _drain_jobs(self, limit: int) -> None:
+        for _ in range(limit):
+            try:
+                frame = self._jobs.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            while self._jobs.getsockopt(zmq.RCVMORE):
+                self._jobs.recv()
+            try:
+                body = self.server.gate.accept(frame)
+                if body is not None:
+                    self._handle(JobCame(messages.decode_job(body)))
+            except (RemoteError, messages.MalformedMessage) as error:
+                self.server.counters["malformed jobs"] += 1
+                _log.warning("dropped a malformed job: %s", error)
+
+    def _drain_calls(self, socket: "zmq.Socket[bytes]", limit: int) -> None:
+        for _ in range(limit):
+            received = self._calls.receive(socket)
+            if received is None:
+                return
+            (is_report, tag), body, frame = received
+            try:
+                if is_report:
+                    self._handle(ReportAnswered(tag, messages.decode_server_reply(body)))
+                else:
+                    data: Any = frame.buffer if frame is not None else memoryview(b"")
+                    self._handle(PeerAnswered(tag, messages.decode_page_reply(body), data))
+            except messages.MalformedMessage as error:
+                self.server.counters["malformed replies"] += 1
+                _log.warning("dropped a malformed reply: %s", error)
+                self._unanswered(is_report, tag)
+
+    def _unanswered(self, is_report: bool, tag: Any) -> None:
+        self._handle(ReportUnanswered(tag) if is_report else PeerUnanswered(tag))
+
+    def _drain_writer(self, limit: int) -> None:
+        for write, result in self._writer.results():
+            if not result.code:
+                self._written_at = time.monotonic()
+            self._handle(Written(write.tag, result))
+
+    def _drain_monitor(self, limit: int) -> None:
+        if any(self._monitor.drain()):
+            self._handle(BalancerUp())
+
+    def _handle(self, event: Any) -> None:
+        perform = self._perform_by
+        for effect in self.server.handle(event, time.monotonic()):
+            perform[type(effect)](effect)
+
+    def _on_round(self, now: float) -> None:
+        for _, (is_report, tag) in self._calls.requester.expire(now):
+            self._unanswered(is_report, tag)
+        if now >= self.server.wake_at():
+            self._handle(Tick(self._figures(now)))
+
+    def _wake_at(self) -> float:
+        expiry = self._calls.requester.wake_at()
+        wake_at = self.server.wake_at()
+        return wake_at if expiry is None else min(wake_at, expiry)
+
+    def _figures(self, now: float) -> Figures:
+        ages = [now - at if at >= 0 else -1.0 for at in (self._written_at, self._read_at)]
+        return Figures(self._process.cpu_percent() / 100, *ages)
+
+    # -- effects out ---------------------------------------------------------------------------
+
+    def _do_answer(self, effect: Answer) -> None:
+        self._service.send(*self._service.replier.resolve(effect.token, encode(effect.message)))
+
+    def _do_answer_data(self, effect: AnswerData) -> None:
+        peer, frame = self._service.replier.resolve(effect.token, encode(effect.message))
+        self._service.send(peer, frame, effect.data)
+
+    def _do_report(self, effect: Report) -> None:
+        deadline = time.monotonic() + effect.timeout_s
+        self._calls.call(self._balancer, encode(effect.message), (True, effect.tag), deadline)
+
+    def _do_ask_peer(self, effect: AskPeer) -> None:
+        deadline = time.monotonic() + effect.timeout_s
+        self._calls.call(effect.endpoint, encode(effect.message), (False, effect.tag), deadline)
+
+    def _do_write(self, effect: Write) -> None:
+        if not self._writer.submit(effect.kind, effect, max(1, effect.cost_bytes)):
+            self._handle(Written(effect.tag, OpResult(None, TryAgain.code, "the disk is behind")))
+
+    def _do_publish(self, effect: Publish) -> None:
+        cluster = self._store.identity.cluster
+        if cluster and self._beater.realm != cluster:
+            self._beater.realm = self._service.replier.realm = self._calls.requester.realm = cluster
+        self._beats.send(self._beater.beat(encode(effect.beat)), zmq.NOBLOCK)
+
+    def _commit(self, writes: Any) -> list[OpResult]:
+        ops: list[PageStoreOp] = [write.op for write in writes]
+        return self._store.commit(ops)
+
+    def _socket_changed(self, socket: "zmq.Socket[bytes]", added: bool) -> None:
+        if added:
+            self._reactor.add(socket, lambda limit: self._drain_calls(socket, limit), _ROUND_ANSWERS)
+        else:
+            self._reactor.remove(socket)
+
