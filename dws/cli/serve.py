@@ -1,0 +1,176 @@
+"""serve: one node, in the foreground, until it is told to stop.
+
+What lives here: from flags and settings to the nodes' own settings, and where
+their log goes. What must not: what a node does (dws/nodes).
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dws.cli.session import Session, balancer_option, pass_session
+from dws.cli.settings import Settings
+from dws.config import Config
+from dws.errors import ConfigError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+# Named flags for what people set most; --set reaches every field. Flag → field of Config.
+NAMED = {"copies": "copies", "policy": "policy", "period": "period_s", "quota": "quota_bytes"}
+
+
+def config_options(command: _Command) -> _Command:
+    """--copies, --policy, --period, --quota and --set: they fill a Config (see `config_of`)."""
+    for flag, metavar, meaning in (
+        ("--quota", "SIZE", "The most a web server stores, such as 10GiB.  [env DWS_QUOTA_BYTES]"),
+        ("--period", "SECONDS", "The statistics period.  [env DWS_PERIOD_S; default 30]"),
+        ("--policy", "NAME", "How a holder is chosen.  [env DWS_POLICY; default least-load]"),
+        ("--copies", "N", "Servers that store a page.  [env DWS_COPIES; default 2]"),
+    ):
+        command = click.option(flag, metavar=metavar, help=meaning)(command)
+    return click.option(
+        "--set", "pairs", metavar="KEY=VALUE", multiple=True,
+        help="Any field of dws.config.Config, such as beat_s=0.5; repeatable.",
+    )(command)  # fmt: skip
+
+
+def config_of(settings: Settings, flags: dict[str, Any], pairs: tuple[str, ...]) -> Config:
+    """Takes the named flags out of `flags`; what is left is the command's own."""
+    return settings.config({field: flags.pop(flag) for flag, field in NAMED.items()}, pairs)
+
+
+def node_options(command: _Command) -> _Command:
+    for flag, metavar, meaning in (
+        ("--log-level", "LEVEL", "debug, info, warning or error.  [env DWS_LOG_LEVEL; default info]"),
+        ("--port", "PORT", "0 takes free ones.  [env DWS_PORT]"),
+        ("--advertise", "ADDRESS", "Announce this one, if it is not --bind.  [env DWS_ADVERTISE]"),
+        ("--bind", "ADDRESS", "Listen on this address.  [env DWS_BIND; default 127.0.0.1]"),
+        ("--data", "DIR", "Where it keeps its data.  [env DWS_DATA]"),
+    ):
+        command = click.option(flag, metavar=metavar, help=meaning)(command)
+    # A pipe whose other end the starter holds: the node ends with it.
+    command = click.option("--lifeline", metavar="FD", type=int, hidden=True)(command)
+    return config_options(command)
+
+
+@click.group()
+def serve() -> None:
+    """Start one node by hand.
+
+    For a whole cluster on one machine there is run_cluster.py.
+    """
+
+
+@serve.command(
+    epilog="""\b
+Examples:
+  dws serve balancer --data /var/lib/dws/balancer
+  dws serve balancer --data ./balancer --bind 192.0.2.10 --copies 3 --set dead_s=30
+  dws serve balancer --data ./balancer --rebuild     after the catalog was lost
+"""
+)
+@click.option("--rebuild", is_flag=True, help="Make the catalog anew from what the web servers hold.")
+@node_options
+@pass_session
+def balancer(
+    session: Session, /, rebuild: bool, lifeline: int | None, pairs: tuple[str, ...], **flags: Any
+) -> int:
+    """Start the balancer. It takes three ports in a row: clients, servers, heartbeats.
+
+    Its data directory keeps the catalog. If it is lost, or an old copy of it was put back, the web servers
+    refuse the balancer until it is started with --rebuild; pages that were removed may then return.
+    """
+    settings = session.settings
+    config = config_of(settings, flags, pairs)
+    data = _data(settings, flags)
+    bind, advertise = _addresses(settings, flags)
+    port = settings.get("serve.port", flags["port"])
+    _begin(settings, lifeline, flags)
+    from dws.nodes.balancer import BalancerSettings
+    from dws.nodes.balancer import serve as run
+
+    port = 5600 if port is None else port
+    return run(
+        BalancerSettings(
+            data=data, bind=bind, port=port, advertise=advertise, config=config, rebuild=rebuild
+        )
+    )
+
+
+@serve.command(
+    epilog="""\b
+Examples:
+  dws serve webserver --name web-1 --data /var/lib/dws/web-1
+  dws serve webserver --name web-2 --data ./web-2 --bind 0.0.0.0 \\
+      --advertise 192.0.2.12 --balancer tcp://192.0.2.10:5600 --quota 200GiB
+"""
+)
+@click.option("--name", metavar="NAME", help="What it is called in reports.  [env DWS_NAME]")
+@node_options
+@balancer_option
+@pass_session
+def webserver(session: Session, /, lifeline: int | None, pairs: tuple[str, ...], **flags: Any) -> int:
+    """Start a web server. It stores pages in its data directory, by which it is known ever after."""
+    settings = session.settings
+    config = config_of(settings, flags, pairs)
+    name = settings.get("serve.name", flags["name"])
+    if not name:
+        raise click.UsageError("a web server needs a name: --name web-1, or DWS_NAME")
+    bind, advertise = _addresses(settings, flags)
+    data = _data(settings, flags)
+    port = settings.get("serve.port", flags["port"]) or 0
+    _begin(settings, lifeline, flags)
+    from dws.nodes.webserver import WebServerSettings
+    from dws.nodes.webserver import serve as run
+
+    return run(
+        WebServerSettings(
+            name=name,
+            data=data,
+            balancer=session.balancer,
+            bind=bind,
+            advertise=advertise,
+            port=port,
+            config=config,
+        )
+    )
+
+
+def _addresses(settings: Settings, flags: dict[str, Any]) -> tuple[str, str]:
+    """--bind and --advertise; an address that means every machine itself is not announced."""
+    bind: str = settings.get("serve.bind", flags["bind"])
+    advertise: str = settings.get("serve.advertise", flags["advertise"])
+    if (advertise or bind) in ("0.0.0.0", "*", "::"):
+        raise ConfigError(f"{advertise or bind} is no address to announce: --advertise one that clients reach")
+    return bind, advertise
+
+
+def _data(settings: Settings, flags: dict[str, Any]) -> Path:
+    directory: Path | None = settings.get("serve.data", flags["data"])
+    if directory is None:
+        raise click.UsageError("a node needs a data directory: --data DIR, or DWS_DATA")
+    return directory
+
+
+def _begin(settings: Settings, lifeline: int | None, flags: dict[str, Any]) -> None:
+    """What comes before a node's own start: its tie to whoever started it, and its log."""
+    if lifeline is not None:
+        from dws.nodes.lifeline import tie
+
+        tie(lifeline)
+    log_to_stderr(settings.get("log_level", flags["log_level"]))
+
+
+def log_to_stderr(level: str) -> None:
+    """One line an event, UTC time first."""
+    handler = logging.StreamHandler(sys.stderr)
+    line = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
+    formatter = logging.Formatter(line, "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
