@@ -8,34 +8,33 @@ promises (store.py says what they are).
     reply, data = server.fetch(request)      plain methods: no object per hop
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
 from msgspec import Struct
 
 from dws.config import Config
-from dws.copying import CopyFault, Copying
-from dws.effects import Answer, AnswerData, Effects, Log, Publish, Report, Write
+from dws.copyjobs import CopyJobs
+from dws.effects import Answer, AnswerData, Effects, Log, Publish, Write
 from dws.errors import DwsError, NotHeld, Stale, TryAgain
+from dws.following import Endpoints
+from dws.following import Following
 from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES
 from dws.loadbook import LoadBook
 from dws.messages import (
     NO_ROOM,
     NOT_HELD,
-    Applied,
     Beat,
     Commit,
     Committed,
     Copy,
-    CopyFailed,
     DigestList,
     Digests,
     Drop,
     Error,
     Fetch,
     Fetched,
-    Hello,
     Manifest,
     ManifestPage,
     NodeStats,
@@ -46,7 +45,6 @@ from dws.messages import (
     ReadData,
     Stage,
     Staged,
-    Stored,
     Sums,
     SumsAre,
     Unstage,
@@ -57,27 +55,10 @@ from dws.messages import (
 )
 from dws.names import epoch_of, sums_digest
 from dws.staging import Staging
-from dws.store import DiscardStaged, DropRecords, OpResult, PageStore, Remember, StoreBatch
+from dws.store import DiscardStaged, DropRecords, OpResult, PageStore, StoreBatch
 from patterns.jobs import Gate
-from patterns.snapshot import Feed
 
-_HELLO_RETRY_S: Final = 0.5
-#: A hello is repeated now and then: it costs nothing and mends what a lost message broke.
-_HELLO_AGAIN_S: Final = 5.0
-_REPORT_TIMEOUT_S: Final = 2.0
-_REPORT_PAUSE_S: Final = 0.05
-_CHANGES_MAX: Final = 64
-_RECORDS_MAX: Final = 2_000
 _RETRY_S: Final = 0.1
-_COPIES_WAITING_MAX: Final = 64
-
-
-class Endpoints(Struct, frozen=True):
-    """As announced: what others can connect to."""
-
-    pages: str
-    jobs: str
-    http: str = ""
 
 
 class Figures(Struct):
@@ -149,19 +130,13 @@ class WebServer:
         self.book = LoadBook(config.period_s, now)
         self.counters: Counter[str] = Counter()
         self.gate = Gate(store.identity.cluster or bytes(16), store.identity.incarnation)
-        self.epoch = 0
-        """The epoch of the balancer that welcomed this server; 0 before."""
-        self._endpoints = endpoints
         self._config = config
         self._beat_s = config.beat_s
         self._staging = Staging(config)
-        self._feed = Feed(_REPORT_PAUSE_S)
-        self._copies: dict[int, Copying] = {}
-        self._copies_waiting: deque[Copy] = deque()
+        self._following = Following(name, store, endpoints, now)
+        self._copies = CopyJobs(store.identity.incarnation, config, self._staging.new_handle)
         self._committing: dict[bytes, list[int]] = {}  # batch → tokens that wait for its commit
         self._upload_bytes = 0  # handed to the writer, not yet written
-        self._refusal = ""
-        self._hello_at = now
         self._beat_at = now
         self._sums_digest = (-1, 0)
         self._handlers: dict[type[Any], Callable[[Any, float], Effects]] = {
@@ -178,12 +153,15 @@ class WebServer:
 
     def handle(self, event: Event, now: float) -> Effects:
         effects = self._handlers[type(event)](event, now)
-        return effects + self._push_changes(now)
+        return effects + self._following.push_changes(now)
 
     def wake_at(self) -> float:
-        wake_at = min(self._beat_at, self._hello_at)
-        feed_at = self._feed.wake_at()
-        return wake_at if feed_at is None else min(wake_at, feed_at)
+        return min(self._beat_at, self._following.wake_at())
+
+    @property
+    def epoch(self) -> int:
+        """Of the balancer that this server follows; 0: none yet."""
+        return self._following.epoch
 
     # -- the data plane -----------------------------------------------------------------------
 
@@ -305,7 +283,7 @@ class WebServer:
     def _stats(self, request: NodeStats, now: float) -> NodeStatsAre:
         book = self.book
         counters: dict[str, float] = {f"gate {name}": n for name, n in self.gate.counters.items()}
-        counters |= dict(self.counters)
+        counters |= dict(self.counters) | {"copies failed": self._copies.failed}
         counters |= {"served": book.served, "failed": book.failed, "bytes sent": book.bytes_sent}
         age_s = book.period_s - book.left_s(now)
         hot, hot_last = book.hot(request.top), book.hot(request.top, last=True)
@@ -323,79 +301,20 @@ class WebServer:
             op = DropRecords(job.records, identity.incarnation, self.epoch, job.decision)
             return [Write("drop", op, ("dropped",), 0)]
         assert isinstance(job, Copy)
-        version = job.records[0].version
-        if version in self._copies or any(w.records[0].version == version for w in self._copies_waiting):
-            return []
-        if len(self._copies_waiting) >= _COPIES_WAITING_MAX:
-            self.counters["copies over bound"] += 1
-            return []
-        self._copies_waiting.append(job)
-        return self._start_copies()
-
-    def _start_copies(self) -> Effects:
-        effects: Effects = []
-        while self._copies_waiting and len(self._copies) < self._config.copies_at_once:
-            job = self._copies_waiting[0]
-            credit_bytes = self._config.copy_credit_bytes
-            copying = Copying(job.source, job.records, job.decision, self._staging.new_handle, credit_bytes)
-            memory_bytes = sum(each.memory_bytes for each in self._copies.values()) + copying.memory_bytes
-            if self._copies and memory_bytes > self._config.staged_memory_bytes:
-                break
-            self._copies_waiting.popleft()
-            self._copies[copying.version] = copying
-            effects += copying.ask()
-        return effects
+        return self._copies.add(job)
 
     def _peer_answered(self, event: PeerAnswered, now: float) -> Effects:
-        _, version, what, detail = event.tag
-        copying = self._copies.get(version)
-        if copying is None:
-            return []
-        message = event.message
-        try:
-            if what == "fetch" and isinstance(message, Fetched):
-                effects = copying.fetched(detail, message, event.data)
-            elif what == "digests" and isinstance(message, DigestList):
-                copying.digests(event.data)
-                effects = []
-            elif what == "read" and isinstance(message, ReadData):
-                effects = copying.chunk(detail, event.data)
-            else:
-                raise CopyFault(message.text if isinstance(message, Error) else "unexpected answer")
-        except CopyFault as fault:
-            return self._copy_failed(copying, str(fault))
-        return effects + self._go_on(copying)
+        return self._copies.answered(event.tag, event.message, event.data)
 
     def _peer_unanswered(self, event: PeerUnanswered, now: float) -> Effects:
-        _, version, what, detail = event.tag
-        copying = self._copies.get(version)
-        if copying is None:
-            return []
-        try:
-            return copying.unanswered(what, detail)
-        except CopyFault as fault:
-            return self._copy_failed(copying, str(fault))
-
-    def _go_on(self, copying: Copying) -> Effects:
-        if not copying.done:
-            return copying.ask()
-        op = StoreBatch(copying.all_blobs, self.store.identity.incarnation, self.epoch, copying.decision)
-        return [Write("copy", op, ("copied", copying.version), copying.memory_bytes)]
-
-    def _copy_failed(self, copying: Copying, text: str) -> Effects:
-        del self._copies[copying.version]
-        self.counters["copies failed"] += 1
-        batch = copying.batch
-        failed = CopyFailed(self.store.identity.incarnation, batch, copying.version, text)
-        effects: Effects = [Report(failed, ("copy-failed",), _REPORT_TIMEOUT_S), Log("warning", text)]
-        return effects + self._discard(copying.handles) + self._start_copies()
+        return self._copies.unanswered(event.tag)
 
     # -- what the writer did -----------------------------------------------------------------------------
 
     def _written(self, event: Written, now: float) -> Effects:
         what, *details = event.tag
         result = event.result
-        self._feed.number = self.store.number
+        self._following.changed()
         error = Error(result.code, result.text, _RETRY_S) if result.code else None
         if what == "staged":
             token, page, have, size_bytes = details
@@ -408,135 +327,39 @@ class WebServer:
             answers: Effects = [Answer(token, error or Committed(self.store.number)) for token in tokens]
             return answers + (self._discard(handles) if error else [])
         if what == "copy":
-            return self._copy_written(details[0], result)
+            return self._copies.written(details[0], result)
         if what == "copied":
-            copying = self._copies.get(details[0])
-            if copying is None:
-                return []
-            if result.code:
-                return self._copy_failed(copying, result.text)
-            del self._copies[copying.version]
-            return self._start_copies()
+            return self._copies.stored(details[0], result)
         if what == "remembered":
             return self._begin_epoch(details[0])
         if error is not None:
             self.counters[f"{what}: {result.code}"] += 1
         return []
 
-    def _copy_written(self, version: int, result: OpResult) -> Effects:
-        copying = self._copies.get(version)
-        if copying is None:
-            return []
-        copying.written()
-        if result.code:
-            return self._copy_failed(copying, result.text)
-        return self._go_on(copying)
-
-    # -- the balancer ----------------------------------------------------------------------------------------
-
-    def _hello(self, now: float) -> Effects:
-        self._hello_at = now + (_HELLO_AGAIN_S if self.epoch else _HELLO_RETRY_S)
-        identity = self.store.identity
-        pages, bytes_stored, bytes_free = self.store.usage()
-        hello = Hello(
-            identity.server, self.name, identity.incarnation, self._endpoints.pages, self._endpoints.jobs,
-            self._endpoints.http, identity.cluster, identity.start_epoch, identity.start_nonce,
-            identity.decision, self.store.number, pages, bytes_stored, bytes_free,
-        )  # fmt: skip
-        return [Report(hello, ("hello",), _REPORT_TIMEOUT_S)]
-
-    def _report_answered(self, event: ReportAnswered, now: float) -> Effects:
-        message = event.message
-        if event.tag[0] == "hello":
-            return self._welcomed(message, now)
-        if event.tag[0] == "stored":
-            if isinstance(message, Applied):
-                self._feed.answered(message.number, now)
-                return []
-            self._feed.unanswered(now)
-            # "say hello first": the balancer is another one than we think
-            self._hello_at = min(self._hello_at, now + _RETRY_S)
-        return []
-
-    def _report_unanswered(self, event: ReportUnanswered, now: float) -> Effects:
-        if event.tag[0] == "stored":
-            self._feed.unanswered(now)
-        return []
-
-    def _welcomed(self, message: Any, now: float) -> Effects:
-        refusal = message.text if isinstance(message, Error) else self._refuse(message)
-        if refusal:
-            self._hello_at = now + 1.0
-            known, self._refusal = self._refusal, refusal
-            return [Log("error", f"not joining: {refusal}")] if refusal != known else []
-        self._refusal = ""
-        welcome: Welcome = message
-        self._beat_s = welcome.beat_s
-        self.book.period_s = welcome.period_s
-        identity = self.store.identity
-        if (welcome.epoch, welcome.nonce) == (identity.start_epoch, identity.start_nonce) and self.epoch:
-            return []
-        op = Remember(welcome.cluster, welcome.epoch, welcome.nonce, welcome.decision)
-        return [Write("upload", op, ("remembered", welcome), 0)]
-
-    def _refuse(self, welcome: Any) -> str:
-        """Why this balancer must not be followed; empty if it may."""
-        if not isinstance(welcome, Welcome):
-            return f"unexpected answer {type(welcome).__name__}"
-        identity = self.store.identity
-        if identity.cluster and welcome.cluster != identity.cluster:
-            return f"the balancer is of cluster {welcome.cluster.hex()}, we are of {identity.cluster.hex()}"
-        if welcome.epoch < identity.start_epoch or welcome.decision < identity.decision:
-            return (
-                f"the balancer's catalog is behind, at epoch {welcome.epoch}, decision {welcome.decision}; "
-                f"this server was told epoch {identity.start_epoch}, decision {identity.decision}"
-            )
-        return ""
+    # -- the balancer ------------------------------------------------------------------------
 
     def _begin_epoch(self, welcome: Welcome) -> Effects:
-        """The new start is on disk: from now on only its batches and jobs are taken."""
-        if welcome.epoch < self.epoch:
-            return []
-        self.epoch = welcome.epoch
         self.gate.welcome(welcome.cluster, welcome.epoch)
-        # The balancer compares manifests after a hello; changes from here on are pushed.
-        self._feed.number = self.store.number
-        self._feed.follow(self.store.number)
-        text = f"{self.name} follows epoch {welcome.epoch} as server {welcome.number}"
-        effects: Effects = [Log("info", text)]
-        for copying in list(self._copies.values()):
-            effects += self._discard(copying.handles)
-        self._copies.clear()
-        self._copies_waiting.clear()
-        return effects
+        self._beat_s = welcome.beat_s
+        self.book.period_s = welcome.period_s
+        return self._copies.begin_epoch(welcome.epoch) + self._following.begin(welcome)
+
+    def _report_answered(self, event: ReportAnswered, now: float) -> Effects:
+        return self._following.answered(event.tag[0], event.message, now)
+
+    def _report_unanswered(self, event: ReportUnanswered, now: float) -> Effects:
+        self._following.unanswered(event.tag[0], now)
+        return []
 
     def _balancer_up(self, event: BalancerUp, now: float) -> Effects:
-        return self._hello(now)
-
-    def _push_changes(self, now: float) -> Effects:
-        since = self._feed.poll(now)
-        if since is None:
-            return []
-        changes = self.store.changes(since, _CHANGES_MAX)
-        if changes is None:
-            # The log no longer reaches back; beats will show the balancer that it must compare.
-            self._feed.unanswered(now)
-            return []
-        records = 0
-        for count, change in enumerate(changes):
-            records += len(change.added) + len(change.dropped)
-            if records > _RECORDS_MAX and count:
-                changes = changes[:count]
-                break
-        stored = Stored(self.store.identity.incarnation, changes)
-        return [Report(stored, ("stored",), _REPORT_TIMEOUT_S)]
+        return self._following.hello(now)
 
     # -- time ------------------------------------------------------------------------------
 
     def _tick(self, event: Tick, now: float) -> Effects:
         effects: Effects = []
-        if now >= self._hello_at:
-            effects += self._hello(now)
+        if now >= self._following.hello_at:
+            effects += self._following.hello(now)
         if now >= self._beat_at:
             self._beat_at = max(self._beat_at + self._beat_s, now)
             self.book.turn(now)
@@ -561,4 +384,4 @@ class WebServer:
     def check(self) -> None:
         self._staging.check()
         assert self._upload_bytes >= 0
-        assert len(self._copies) <= self._config.copies_at_once
+        self._copies.check()

@@ -4,6 +4,7 @@ What lives here: the layout of both reports, and the watch that redraws the firs
 What must not: any figure that is not the balancer's own.
 """
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -88,10 +89,11 @@ def status_text(told: ClusterStatus) -> str:
 
 
 def _servers(servers: list[ServerStatus]) -> str:
+    """One line a server; --json has the rest of the figures."""
     return output.table(
         (
             "server", "state", ">pages", ">stored", ">free", ">visits", ">served", ">failed", ">waiting",
-            ">service", ">rtt", ">load", ">upload load", ">cpu", ">last beat", "endpoint",
+            ">rtt", ">load", ">upload", ">cpu", ">beat",
         ),
         (
             (
@@ -100,21 +102,24 @@ def _servers(servers: list[ServerStatus]) -> str:
                 f"{server.pages:,}",
                 output.bytes_text(server.bytes_stored),
                 output.bytes_text(server.bytes_free),
-                f"{server.visits:,}+{server.visits_last_period:,}",
+                f"{server.visits:,}",
                 f"{server.served:,}",
                 f"{server.failed:,}",
                 f"{server.waiting:,}",
-                output.duration_text(server.service_s),
                 output.duration_text(server.rtt_s),
                 output.duration_text(server.download_load_s),
                 f"{server.upload_load:.2f}",
                 f"{server.cpu_share:.0%}",
                 output.duration_text(server.last_beat_age_s),
-                server.endpoint,
             )
-            for server in servers
+            for server in sorted(servers, key=_by_name)
         ),
     )  # fmt: skip
+
+
+def _by_name(server: ServerStatus) -> list[tuple[int, str]]:
+    """web-10 comes after web-9."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", server.name)]
 
 
 class Watch:

@@ -51,7 +51,7 @@ _CODES: Final[dict[type[BaseException], int]] = {
 
 _HINTS: Final[dict[type[BaseException], str]] = {
     errors.NotFound: "`dws ls` lists the pages there are",
-    errors.Unreachable: "is the balancer running there? -b or DWS_BALANCER names another",
+    errors.Unreachable: "-b or DWS_BALANCER names another",
     errors.OutcomeUnknown: "the same command again is safe",
     errors.TooFewServers: "`dws status` shows which servers live",
     errors.Unavailable: "`dws status` shows which servers live",
@@ -77,7 +77,7 @@ def line_of(error: BaseException) -> str:
         return where + error.strerror
     hint = next((_HINTS[kind] for kind in type(error).__mro__ if kind in _HINTS), "")
     text = str(error) or type(error).__name__
-    return f"{text}; {hint}" if hint else text
+    return f"{text}{' ' if text.endswith('?') else '; '}{hint}" if hint else text
 
 
 def guarded(run: Callable[[], int | None], program: str = "dws") -> int:

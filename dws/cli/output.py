@@ -88,7 +88,9 @@ def time_text(seconds: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """0.00042 → `0.42 ms`, 93784 → `1 d 2 h`."""
+    """0.00042 → `420 µs`, 93784 → `1 d 2 h`."""
+    if seconds < 0.001:
+        return f"{seconds * 1_000_000:.0f} µs"
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 120:

@@ -88,7 +88,10 @@ def balancer(
     settings = session.settings
     config = config_of(settings, flags, pairs)
     data = _data(settings, flags)
-    bind, advertise = _addresses(settings, flags)
+    bind = settings.get("serve.bind", flags["bind"])
+    # It announces itself to nobody, so unlike a web server it may leave this open.
+    advertise = settings.get("serve.advertise", flags["advertise"])
+    check_announced(advertise)
     port = settings.get("serve.port", flags["port"])
     _begin(settings, lifeline, flags)
     from dws.nodes.balancer import BalancerSettings
@@ -96,9 +99,7 @@ def balancer(
 
     port = 5600 if port is None else port
     return run(
-        BalancerSettings(
-            data=data, bind=bind, port=port, advertise=advertise, config=config, rebuild=rebuild
-        )
+        BalancerSettings(data=data, bind=bind, port=port, advertise=advertise, config=config, rebuild=rebuild)
     )
 
 
@@ -121,7 +122,9 @@ def webserver(session: Session, /, lifeline: int | None, pairs: tuple[str, ...],
     name = settings.get("serve.name", flags["name"])
     if not name:
         raise click.UsageError("a web server needs a name: --name web-1, or DWS_NAME")
-    bind, advertise = _addresses(settings, flags)
+    bind = settings.get("serve.bind", flags["bind"])
+    advertise = settings.get("serve.advertise", flags["advertise"])
+    check_announced(advertise or bind)
     data = _data(settings, flags)
     port = settings.get("serve.port", flags["port"]) or 0
     _begin(settings, lifeline, flags)
@@ -141,13 +144,10 @@ def webserver(session: Session, /, lifeline: int | None, pairs: tuple[str, ...],
     )
 
 
-def _addresses(settings: Settings, flags: dict[str, Any]) -> tuple[str, str]:
-    """--bind and --advertise; an address that means every machine itself is not announced."""
-    bind: str = settings.get("serve.bind", flags["bind"])
-    advertise: str = settings.get("serve.advertise", flags["advertise"])
-    if (advertise or bind) in ("0.0.0.0", "*", "::"):
-        raise ConfigError(f"{advertise or bind} is no address to announce: --advertise one that clients reach")
-    return bind, advertise
+def check_announced(address: str) -> None:
+    """Refuse to tell others an address that means every machine itself."""
+    if address in ("0.0.0.0", "*", "::"):
+        raise ConfigError(f"{address} is no address to announce: say --advertise with one that others reach")
 
 
 def _data(settings: Settings, flags: dict[str, Any]) -> Path:

@@ -78,7 +78,8 @@ def _put_one(
     conditions = None if condition is None else {name: condition}
     with session.client() as client, output.ProgressBar("put") as bar:
         result = client.put({name: source}, conditions=conditions, on_progress=bar, **options)
-    version = format_version(result.version)
+    # A page that was there already keeps the version it had.
+    version = "" if result.skipped else format_version(result.version)
     _report(session, result.bytes, result.copies, len(result.skipped), pages=1, version=version)
 
 

@@ -22,6 +22,7 @@ from dws import messages
 from dws.config import Config
 from dws.effects import Answer, AnswerData, AskPeer, Log, Publish, Report, Write
 from dws.errors import BadRequest, TryAgain
+from dws.following import Endpoints
 from dws.limits import FRAME_MAX_BYTES
 from dws.messages import Error, Fetch, Read, encode
 from dws.nodes.endpoints import (
@@ -38,7 +39,6 @@ from dws.nodes.refusals import refuse
 from dws.store import OpResult, PageStoreOp
 from dws.webserver import (
     BalancerUp,
-    Endpoints,
     Figures,
     JobCame,
     PeerAnswered,

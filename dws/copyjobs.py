@@ -1,0 +1,135 @@
+"""Copy jobs of one server: how many at a time, and what becomes of each.
+
+What lives here: the queue of jobs, and the way from an answer of a source to a
+stored batch or a report of failure. What must not: how one copy is fetched and
+checked (copying.py).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from dws.config import Config
+from dws.copying import CopyFault, Copying
+from dws.effects import Effects, Log, Report, Write
+from dws.following import REPORT_TIMEOUT_S
+from dws.messages import Copy, CopyFailed, DigestList, Error, Fetched, ReadData
+from dws.store import DiscardStaged, OpResult, StoreBatch
+
+_WAITING_MAX: Final = 64
+
+
+class CopyJobs:
+    """new_handle: a name for a staged file."""
+
+    def __init__(self, incarnation: int, config: Config, new_handle: Callable[[], int]) -> None:
+        self.failed = 0
+        self._incarnation = incarnation
+        self._config = config
+        self._new_handle = new_handle
+        self._epoch = 0
+        self._running: dict[int, Copying] = {}
+        self._waiting: deque[Copy] = deque()
+
+    def begin_epoch(self, epoch: int) -> Effects:
+        """Orders of an earlier balancer are dropped: their batches will never be decided."""
+        effects: Effects = []
+        for copying in self._running.values():
+            effects += _discard(copying.handles)
+        self._running.clear()
+        self._waiting.clear()
+        self._epoch = epoch
+        return effects
+
+    def add(self, job: Copy) -> Effects:
+        """Take a job; one that runs or waits already is one job, one too many is issued again later."""
+        version = job.records[0].version
+        known = version in self._running or any(each.records[0].version == version for each in self._waiting)
+        if known or len(self._waiting) >= _WAITING_MAX:
+            return []
+        self._waiting.append(job)
+        return self._start()
+
+    def _start(self) -> Effects:
+        effects: Effects = []
+        config = self._config
+        while self._waiting and len(self._running) < config.copies_at_once:
+            job = self._waiting[0]
+            copying = Copying(
+                job.source, job.records, job.decision, self._new_handle, config.copy_credit_bytes
+            )
+            memory_bytes = sum(each.memory_bytes for each in self._running.values()) + copying.memory_bytes
+            if self._running and memory_bytes > config.staged_memory_bytes:
+                break
+            self._waiting.popleft()
+            self._running[copying.version] = copying
+            effects += copying.ask()
+        return effects
+
+    def answered(self, tag: tuple[Any, ...], message: Any, data: memoryview) -> Effects:
+        _, version, what, detail = tag
+        copying = self._running.get(version)
+        if copying is None:
+            return []
+        effects: Effects = []
+        try:
+            if what == "fetch" and isinstance(message, Fetched):
+                effects = copying.fetched(detail, message, data)
+            elif what == "digests" and isinstance(message, DigestList):
+                copying.digests(data)
+            elif what == "read" and isinstance(message, ReadData):
+                effects = copying.chunk(detail, data)
+            else:
+                raise CopyFault(message.text if isinstance(message, Error) else "unexpected answer")
+        except CopyFault as fault:
+            return self._fail(copying, str(fault))
+        return effects + self._go_on(copying)
+
+    def unanswered(self, tag: tuple[Any, ...]) -> Effects:
+        _, version, what, detail = tag
+        copying = self._running.get(version)
+        if copying is None:
+            return []
+        try:
+            return copying.unanswered(what, detail)
+        except CopyFault as fault:
+            return self._fail(copying, str(fault))
+
+    def written(self, version: int, result: OpResult) -> Effects:
+        """A chunk was written to a staged file."""
+        copying = self._running.get(version)
+        if copying is None:
+            return []
+        copying.written()
+        return self._fail(copying, result.text) if result.code else self._go_on(copying)
+
+    def stored(self, version: int, result: OpResult) -> Effects:
+        """The batch was stored, or refused."""
+        copying = self._running.get(version)
+        if copying is None:
+            return []
+        if result.code:
+            return self._fail(copying, result.text)
+        del self._running[version]
+        return self._start()
+
+    def _go_on(self, copying: Copying) -> Effects:
+        if not copying.done:
+            return copying.ask()
+        op = StoreBatch(copying.all_blobs, self._incarnation, self._epoch, copying.decision)
+        return [Write("copy", op, ("copied", copying.version), copying.memory_bytes)]
+
+    def _fail(self, copying: Copying, text: str) -> Effects:
+        del self._running[copying.version]
+        self.failed += 1
+        report = CopyFailed(self._incarnation, copying.batch, copying.version, text)
+        effects: Effects = [Report(report, ("copy-failed",), REPORT_TIMEOUT_S), Log("warning", text)]
+        return effects + _discard(copying.handles) + self._start()
+
+    def check(self) -> None:
+        assert len(self._running) <= self._config.copies_at_once
+        assert len(self._waiting) <= _WAITING_MAX
+
+
+def _discard(handles: list[int]) -> Effects:
+    return [Write("copy", DiscardStaged(handles), ("discarded",), 0)] if handles else []

@@ -1,0 +1,136 @@
+"""What ties a web server to its balancer: hello, welcome, and the report of changes.
+
+What lives here: whom the server follows, when it must refuse, and what the
+balancer has been told. What must not: jobs and uploads, which only ask for the
+epoch.
+
+An epoch begins here only when the store has the new start on disk, so that no
+batch or job of it can meet a store that would still fence it off.
+"""
+
+from typing import Any, Final
+
+from msgspec import Struct
+
+from dws.effects import Effects, Log, Report, Write
+from dws.messages import Applied, Error, Hello, Stored, Welcome
+from dws.store import PageStore, Remember
+from patterns.snapshot import Feed
+
+REPORT_TIMEOUT_S: Final = 2.0
+_HELLO_RETRY_S: Final = 0.5
+#: A hello is repeated now and then: it costs nothing and mends what a lost message broke.
+_HELLO_AGAIN_S: Final = 5.0
+_REFUSED_AGAIN_S: Final = 1.0
+_REPORT_PAUSE_S: Final = 0.05
+_CHANGES_MAX: Final = 64
+_RECORDS_MAX: Final = 2_000
+
+
+class Endpoints(Struct, frozen=True):
+    """As announced: what others can connect to."""
+
+    pages: str
+    jobs: str
+    http: str = ""
+
+
+class Following:
+    def __init__(self, name: str, store: PageStore, endpoints: Endpoints, now: float) -> None:
+        self.epoch = 0
+        """Of the balancer that this server follows; 0: none yet."""
+        self.hello_at = now
+        self._name = name
+        self._store = store
+        self._endpoints = endpoints
+        self._feed = Feed(_REPORT_PAUSE_S)
+        self._refusal = ""
+        self._remembering = 0  # epoch whose start is being written
+
+    def wake_at(self) -> float:
+        feed_at = self._feed.wake_at()
+        return self.hello_at if feed_at is None else min(self.hello_at, feed_at)
+
+    def hello(self, now: float) -> Effects:
+        self.hello_at = now + (_HELLO_AGAIN_S if self.epoch else _HELLO_RETRY_S)
+        identity = self._store.identity
+        pages, bytes_stored, bytes_free = self._store.usage()
+        hello = Hello(
+            identity.server, self._name, identity.incarnation, self._endpoints.pages, self._endpoints.jobs,
+            self._endpoints.http, identity.cluster, identity.start_epoch, identity.start_nonce,
+            identity.decision, self._store.number, pages, bytes_stored, bytes_free,
+        )  # fmt: skip
+        return [Report(hello, ("hello",), REPORT_TIMEOUT_S)]
+
+    def answered(self, what: str, message: Any, now: float) -> Effects:
+        if what == "hello":
+            return self._welcomed(message, now)
+        if what == "stored" and isinstance(message, Applied):
+            self._feed.answered(message.number, now)
+        elif what == "stored":
+            # "say hello first": the balancer is another one than we think
+            self._feed.unanswered(now)
+            self.hello_at = min(self.hello_at, now + _REPORT_PAUSE_S)
+        return []
+
+    def unanswered(self, what: str, now: float) -> None:
+        if what == "stored":
+            self._feed.unanswered(now)
+
+    def _welcomed(self, message: Any, now: float) -> Effects:
+        refusal = message.text if isinstance(message, Error) else self._refuse(message)
+        if refusal:
+            self.hello_at = now + _REFUSED_AGAIN_S
+            known, self._refusal = self._refusal, refusal
+            return [Log("error", f"not joining: {refusal}")] if refusal != known else []
+        self._refusal = ""
+        if message.epoch in (self.epoch, self._remembering):
+            return []
+        self._remembering = message.epoch
+        op = Remember(message.cluster, message.epoch, message.nonce, message.decision)
+        return [Write("upload", op, ("remembered", message), 0)]
+
+    def _refuse(self, welcome: Any) -> str:
+        """Why this balancer must not be followed; empty if it may."""
+        if not isinstance(welcome, Welcome):
+            return f"unexpected answer {type(welcome).__name__}"
+        identity = self._store.identity
+        if identity.cluster and welcome.cluster != identity.cluster:
+            return f"the balancer is of cluster {welcome.cluster.hex()}, we are of {identity.cluster.hex()}"
+        if welcome.epoch < identity.start_epoch or welcome.decision < identity.decision:
+            return (
+                f"the balancer's catalog is behind, at epoch {welcome.epoch}, decision {welcome.decision}; "
+                f"this server was told epoch {identity.start_epoch}, decision {identity.decision}"
+            )
+        return ""
+
+    def begin(self, welcome: Welcome) -> Effects:
+        """The new start is on disk: from now on only its batches and jobs are taken."""
+        self.epoch = welcome.epoch
+        # The balancer compares manifests after a hello; changes from here on are pushed.
+        self._feed.number = self._store.number
+        self._feed.follow(self._store.number)
+        return [Log("info", f"{self._name} follows epoch {welcome.epoch} as server {welcome.number}")]
+
+    def changed(self) -> None:
+        """The store may have a new change."""
+        self._feed.number = self._store.number
+
+    def push_changes(self, now: float) -> Effects:
+        """Tell the balancer what it has not been told, one report at a time."""
+        since = self._feed.poll(now)
+        if since is None:
+            return []
+        changes = self._store.changes(since, _CHANGES_MAX)
+        if changes is None:
+            # The log no longer reaches back; beats will show the balancer that it must compare.
+            self._feed.unanswered(now)
+            return []
+        records = 0
+        for count, change in enumerate(changes):
+            records += len(change.added) + len(change.dropped)
+            if records > _RECORDS_MAX and count:
+                changes = changes[:count]
+                break
+        stored = Stored(self._store.identity.incarnation, changes)
+        return [Report(stored, ("stored",), REPORT_TIMEOUT_S)]
