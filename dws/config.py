@@ -73,6 +73,11 @@ class Config(Struct, frozen=True, kw_only=True):
     """How long a server's changes may be ahead of the balancer's picture, with none
     coming, before the balancer compares manifests."""
 
+    rebuild_quiet_s: float = 10.0
+    """--rebuild ends when every known server was read and no new one has come for
+    this long. Longer waits for servers that start late; what they hold and the
+    rebuilt catalog does not name is kept and reported, but served only if put again."""
+
     open_batches_max: int = 10_000
     """Batches reserved and not decided at once; past it Reserve is told to try again."""
 
@@ -127,6 +132,7 @@ class Config(Struct, frozen=True, kw_only=True):
             (0 < self.probe_s <= self.period_s, "0 < probe_s <= period_s"),
             (all(0 < part < 1 for part in self.probe_fractions), "probe_fractions between 0 and 1"),
             (self.stage_idle_s > 0 and self.garbage_s > 0, "stage_idle_s and garbage_s > 0"),
+            (self.rebuild_quiet_s > 0, "rebuild_quiet_s > 0"),
             (self.job_window >= 1 and self.job_reissue_s > 0, "job_window >= 1 and job_reissue_s > 0"),
             (0 <= self.free_reserve < 1, "0 <= free_reserve < 1"),
             (
@@ -163,4 +169,5 @@ def impatient(base: Config | None = None) -> Config:
         probe_s=base.probe_s / 10,
         stage_idle_s=base.stage_idle_s / 10,
         job_reissue_s=base.job_reissue_s / 10,
+        rebuild_quiet_s=base.rebuild_quiet_s / 10,
     )

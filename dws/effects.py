@@ -8,7 +8,7 @@ out and reports back by an event, never by a return value.
 from msgspec import Struct
 
 from dws.messages import Beat, Record
-from dws.store import Decision, PageStoreOp
+from dws.store import Decision, KnownServer, PageStoreOp
 
 
 class Effect(Struct, gc=False):
@@ -66,8 +66,16 @@ class Log(Effect):
 
 
 class Rebuilt(Effect):
-    """A rebuild has gathered everything: write this catalog, then start on it."""
+    """A rebuild has gathered everything: write this catalog, then start on it.
 
+    epoch: of its first start; decision, starts: at least what any server was told.
+    """
+
+    cluster: bytes
+    epoch: int
+    decision: int
+    starts: list[tuple[int, int]]
+    servers: list[KnownServer]
     records: list[Record]
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from dws.effects import Effects, Log, Report, Write
+from dws.errors import WrongCluster
 from dws.messages import Applied, Error, Hello, Stored, Welcome
 from dws.store import PageStore, Remember
 from patterns.snapshot import Feed
@@ -78,7 +79,7 @@ class Following:
             self._feed.unanswered(now)
 
     def _welcomed(self, message: Any, now: float) -> Effects:
-        refusal = message.text if isinstance(message, Error) else self._refuse(message)
+        refusal = _refusal_in(message) if isinstance(message, Error) else self._refuse(message)
         if refusal:
             self.hello_at = now + _REFUSED_AGAIN_S
             known, self._refusal = self._refusal, refusal
@@ -134,3 +135,9 @@ class Following:
                 break
         stored = Stored(self._store.identity.incarnation, changes)
         return [Report(stored, ("stored",), REPORT_TIMEOUT_S)]
+
+
+def _refusal_in(error: Error) -> str:
+    if error.code != WrongCluster.code:
+        return error.text
+    return f"{error.text}; nothing is dropped. Start the balancer on its right catalog, or with --rebuild"

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from dws.config import Config
 from dws.errors import BehindCatalog, DwsError, Refused, Stale, WrongCluster
+from dws.limits import REBUILD_EPOCH_STEP
 from dws.messages import Hello, ServerRef
 from dws.store import CatalogHead, KnownServer
 from patterns import heartbeat
@@ -99,6 +100,9 @@ class Members:
                 f"{self._head.cluster.hex()}; nothing was dropped. Start the balancer on the right catalog, "
                 f"or with --rebuild if that is lost"
             )
+        if self._is_from_before_rebuild(hello):
+            # Told by a catalog that is gone: neither its start nor its number means anything here.
+            knows_start, decision = True, max(decision, hello.decision)
         if hello.cluster and not knows_start:
             return BehindCatalog(
                 f"this catalog does not know start {hello.start_epoch} that {hello.name} was told: "
@@ -117,6 +121,11 @@ class Members:
         if namesake is not None and namesake.id != hello.server and namesake.heard != DEAD:
             return Refused(f"the name {hello.name} is another server's; start this one with another --name")
         return None
+
+    def _is_from_before_rebuild(self, hello: Hello) -> bool:
+        # A rebuild raises the epoch by REBUILD_EPOCH_STEP, so it shows in the upper bits.
+        told, ours = hello.start_epoch // REBUILD_EPOCH_STEP, self._head.epoch // REBUILD_EPOCH_STEP
+        return self._head.rebuilt and told < ours
 
     def know(self, hello: Hello) -> KnownServer | None:
         """A number for a server never seen before, to be made durable; None if it has one."""

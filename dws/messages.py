@@ -46,7 +46,11 @@ Size = Annotated[int, Meta(ge=0, le=PAGE_MAX_BYTES)]
 # A size or condition that may be "not known" or "none".
 MaybeSize = Annotated[int, Meta(ge=-1, le=PAGE_MAX_BYTES)]
 Condition = Annotated[int, Meta(ge=-1)]
+# A bound on a float also refuses NaN.
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+Period = Annotated[float, Meta(ge=0.01, le=86_400)]
+# Seconds since 1970, from the year 1 to 9999: what calendars can show.
+Time = Annotated[float, Meta(ge=-62_135_596_800, le=253_402_300_799)]
 Count = U64
 ServerNo = Annotated[int, Meta(ge=0, le=65_535)]
 ContentType = Annotated[str, Meta(max_length=CONTENT_TYPE_MAX)]
@@ -70,7 +74,7 @@ class Record(_Message):
     digest: Digest
     list_digest: OptionalDigest
     content_type: ContentType
-    modified: float
+    modified: Time
     format: int
 
 
@@ -89,12 +93,18 @@ class ServerRef(_Message):
 
 
 class Error(_Message, tag="error"):
-    """The reply to any request that failed. `code` is one of dws.errors.BY_CODE."""
+    """The reply to any request that failed. `code` is one of dws.errors.BY_CODE.
+
+    Texts are cut to their bound wherever they are made: they quote names, which are as long.
+    """
 
     code: Text
     text: Text
     retry_s: Seconds = 0.0
     names: Annotated[list[Name], Meta(max_length=BATCH_MAX_PAGES)] = []
+
+    def __post_init__(self) -> None:
+        self.text = self.text[:TEXT_MAX]
 
 
 # -- client → balancer ----------------------------------------------------------
@@ -129,6 +139,9 @@ class Later(_Message):
     index: Count
     retry_s: Seconds
     last: Text
+
+    def __post_init__(self) -> None:
+        self.last = self.last[:TEXT_MAX]
 
 
 class PutPage(_Message):
@@ -202,6 +215,9 @@ class Outcome(_Message, tag="outcome"):
     lost: bool = False
     text: Text = ""
     names: Annotated[list[Name], Meta(max_length=BATCH_MAX_PAGES)] = []
+
+    def __post_init__(self) -> None:
+        self.text = self.text[:TEXT_MAX]
 
 
 class List(_Message, tag="list"):
@@ -350,8 +366,8 @@ class Welcome(_Message, tag="welcome"):
     nonce: U64
     decision: Count
     number: ServerNo
-    beat_s: Seconds
-    period_s: Seconds
+    beat_s: Period
+    period_s: Period
 
 
 class Change(_Message):
@@ -382,6 +398,9 @@ class CopyFailed(_Message, tag="copy-failed"):
     batch: Id
     version: Version
     text: Text
+
+    def __post_init__(self) -> None:
+        self.text = self.text[:TEXT_MAX]
 
 
 # -- anyone → webserver ---------------------------------------------------------------
@@ -462,7 +481,7 @@ class CommitPage(_Message):
     size: Size
     digest: Digest
     content_type: ContentType
-    modified: float
+    modified: Time
 
 
 class Commit(_Message, tag="commit"):
@@ -610,8 +629,9 @@ Job = Copy | Drop
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
 
-# A malformed message raises msgspec.MsgspecError (its base: ValidationError, DecodeError).
-MalformedMessage = msgspec.MsgspecError
+# What a decoder raises, for `except`. Texts that are not UTF-8 and nesting without end (in fields
+# that are passed over, too) end in exceptions that are not msgspec's own.
+MalformedMessage: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 decode_client_request = msgspec.msgpack.Decoder(ClientRequest).decode
 decode_balancer_reply = msgspec.msgpack.Decoder(BalancerReply).decode
 decode_server_request = msgspec.msgpack.Decoder(ServerRequest).decode

@@ -116,7 +116,8 @@ class Replication:
         alive = [server for server in servers if server.state == ALIVE]
         if len(alive) >= copies:
             if any(self._loads.servers[server.number].beat is None for server in alive):
-                return Error(TryAgain.code, "servers that have just joined have yet to tell their room", _RETRY_S)
+                text = "servers that have just joined have yet to tell their room"
+                return Error(TryAgain.code, text, _RETRY_S)
             most = max(self._loads.bytes_free(server.number) for server in alive)
             if most < size_bytes:
                 text = f"{size_bytes:,} bytes wanted on {copies} servers; the most that one may take is "

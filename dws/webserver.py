@@ -18,8 +18,7 @@ from dws.config import Config
 from dws.copyjobs import CopyJobs
 from dws.effects import Answer, AnswerData, Effects, Log, Publish, Write
 from dws.errors import DwsError, NotHeld, Stale, TryAgain
-from dws.following import Endpoints
-from dws.following import Following
+from dws.following import Endpoints, Following
 from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES
 from dws.loadbook import LoadBook
 from dws.messages import (
@@ -375,8 +374,9 @@ class WebServer:
         if self._sums_digest[0] != number:
             self._sums_digest = (number, sums_digest(self.store.sums()))
         pages, bytes_stored, bytes_free = self.store.usage()
+        waiting, book.waiting = book.waiting, 0
         return Beat(
-            number, self._sums_digest[1], book.served, book.failed, book.waiting, book.service_s, 1,
+            number, self._sums_digest[1], book.served, book.failed, waiting, book.service_s, 1,
             bytes_stored, bytes_free, pages, book.visits, book.visits_last, book.left_s(now),
             figures.cpu_share, book.bytes_sent, figures.write_age_s, figures.read_age_s,
         )  # fmt: skip

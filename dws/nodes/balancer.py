@@ -7,6 +7,7 @@ those that wait together in one transaction.
 
 import gc
 import logging
+import os
 import random
 import signal
 import time
@@ -31,17 +32,18 @@ from dws.balancer import (
     Unanswered,
 )
 from dws.config import Config
-from dws.effects import Answer, Ask, Connect, Disconnect, Log, Persist, Push
+from dws.effects import Answer, Ask, Connect, Disconnect, Log, Persist, Push, Rebuilt
 from dws.errors import BadRequest, TryAgain
 from dws.limits import FRAME_MAX_BYTES
 from dws.messages import Error, Locate, encode
-from dws.nodes.catalog_store import LmdbCatalogStore
+from dws.nodes.catalog_store import LmdbCatalogStore, write_rebuilt
 from dws.nodes.endpoints import advertised, announce, bind_in_a_row, withdraw
 from dws.nodes.refusals import refuse
+from dws.rebuild import Rebuild
 from dws.store import Decision
 from patterns.errors import RemoteError
 from patterns.heartbeat import parse
-from patterns.request_reply import Replier, Requester
+from patterns.request_reply import NO_REALM, Replier, Requester
 from patterns.zeromq.calls import Calls
 from patterns.zeromq.reactor import Reactor
 from patterns.zeromq.service import Service
@@ -68,17 +70,61 @@ class BalancerSettings(Struct):
 def serve(settings: BalancerSettings) -> int:
     """Run until SIGINT or SIGTERM. Raises DwsError if it cannot start."""
     host = advertised(settings.bind, settings.advertise) if settings.advertise else settings.bind
-    store = LmdbCatalogStore(settings.data)
     try:
-        node = BalancerNode(settings, store, host)
+        if settings.rebuild and not _rebuild(settings, host):
+            return 0
+        store = LmdbCatalogStore(settings.data)
         try:
-            node.run()
+            return _serve(settings, store, host)
         finally:
-            node.close()
+            store.close()
     finally:
         withdraw(settings.data)
-        store.close()
+
+
+def _serve(settings: BalancerSettings, store: LmdbCatalogStore, host: str) -> int:
+    head = store.head
+    now = time.monotonic()
+    machine = Balancer(
+        head, store.load(), store.outcome, store.knows_start, settings.config, random.Random(), now
+    )
+
+    def commit(decisions: Sequence[Decision]) -> list[int]:
+        store.commit(decisions, head.epoch)
+        return [decision.number for decision in decisions]
+
+    node = BalancerNode(settings, machine, host, head.cluster, commit)
+    pages = len(machine.catalog.pages)
+    text = f"cluster {head.cluster.hex()[:8]}, epoch {head.epoch}, {pages} pages"
+    try:
+        node.run(text)
+    finally:
+        node.close()
     return 0
+
+
+def _rebuild(settings: BalancerSettings, host: str) -> bool:
+    """Gather what the servers hold and write a new catalog of it. False if it was interrupted."""
+    epoch, expected = 0, []
+    if LmdbCatalogStore.exists(settings.data):
+        old = LmdbCatalogStore(settings.data)
+        epoch, expected = old.head.epoch, old.head.servers
+        old.close()
+    machine = Rebuild(epoch, expected, settings.config, os.urandom(16), time.monotonic())
+    node = BalancerNode(settings, machine, host, NO_REALM, lambda decisions: [])
+    try:
+        node.run("waiting for web servers to rebuild the catalog from")
+    finally:
+        node.close()
+    rebuilt = node.rebuilt
+    if rebuilt is None:
+        return False
+    kept = write_rebuilt(
+        settings.data, rebuilt.cluster, rebuilt.epoch, rebuilt.servers, rebuilt.records,
+        decision=rebuilt.decision, starts=rebuilt.starts,
+    )  # fmt: skip
+    _log.info("the catalog is rebuilt%s", f"; the old one is kept as {kept}" if kept else "")
+    return True
 
 
 class _Link:
@@ -91,10 +137,24 @@ class _Link:
 
 
 class BalancerNode:
-    def __init__(self, settings: BalancerSettings, store: LmdbCatalogStore, host: str) -> None:
+    """machine: the Balancer, or the Rebuild that comes before it on the same sockets.
+
+    cluster: the realm of all frames. commit: makes decisions durable, in the writer's thread.
+    """
+
+    def __init__(
+        self,
+        settings: BalancerSettings,
+        machine: Balancer | Rebuild,
+        host: str,
+        cluster: bytes,
+        commit: Callable[[Sequence[Decision]], Sequence[int]],
+    ) -> None:
         config = settings.config
+        self.machine = machine
+        self.rebuilt: Rebuilt | None = None
         self._settings = settings
-        self._store = store
+        self._cluster = cluster
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             clients = make_socket(self._context, zmq.ROUTER, frame_max_bytes=FRAME_MAX_BYTES)
@@ -106,7 +166,6 @@ class BalancerNode:
             self._context.destroy(0)
             raise
         self.endpoint = f"tcp://{host}:{port}"
-        cluster = store.head.cluster
         self._services = (
             Service(clients, Replier(cluster), self._client_asked, self._refuse_client),
             Service(servers, Replier(cluster), self._server_asked, self._refuse_server),
@@ -116,12 +175,8 @@ class BalancerNode:
             self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES
         )
         self._links: dict[int, _Link] = {}
-        self.balancer = Balancer(
-            store.head, store.load(), store.outcome, store.knows_start, config, random.Random(),
-            time.monotonic(),
-        )  # fmt: skip
         self._writer: Writer[Decision, int] = Writer(
-            self._context, "dws-writer", self._commit, {"decisions": (1, _QUEUE_DECISIONS)}, _BATCH_DECISIONS
+            self._context, "dws-writer", commit, {"decisions": (1, _QUEUE_DECISIONS)}, _BATCH_DECISIONS
         )
         self._reactor = Reactor(self._wake_at, self._on_round)
         # Beats first: they are drained before any silence is judged.
@@ -136,18 +191,15 @@ class BalancerNode:
             Persist: self._do_persist,
             Connect: self._do_connect,
             Disconnect: lambda effect: self._unlink(effect.server),
+            Rebuilt: self._do_rebuilt,
             Log: lambda effect: _log.log(logging.getLevelName(effect.level.upper()), effect.text),
         }
 
-    def run(self) -> None:
+    def run(self, text: str) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._reactor.stop())
-        head = self._store.head
         announce(self._settings.data, "balancer", "balancer", self.endpoint)
-        _log.info(
-            "balancer at %s, cluster %s, epoch %d, %d pages", self.endpoint, head.cluster.hex()[:8],
-            head.epoch, len(self.balancer.catalog.pages),
-        )  # fmt: skip
+        _log.info("balancer at %s: %s", self.endpoint, text)
         gc.freeze()
         self._reactor.run()
         _log.info("balancer stops")
@@ -170,11 +222,11 @@ class BalancerNode:
         try:
             message = messages.decode_client_request(body)
         except messages.MalformedMessage as error:
-            self.balancer.counters["malformed requests"] += 1
+            self.machine.counters["malformed requests"] += 1
             service.reply(peer, frame, encode(Error(BadRequest.code, str(error)[:500])))
             return
         if type(message) is Locate:
-            located = self.balancer.locate(message, time.monotonic())
+            located = self.machine.locate(message, time.monotonic())
             service.reply(peer, frame, encode(located))
         else:
             self._defer(_CLIENTS, peer, frame, message)
@@ -183,7 +235,7 @@ class BalancerNode:
         try:
             message = messages.decode_server_request(body)
         except messages.MalformedMessage as error:
-            self.balancer.counters["malformed reports"] += 1
+            self.machine.counters["malformed reports"] += 1
             reply = encode(Error(BadRequest.code, str(error)[:500]))
             self._services[_SERVERS].reply(peer, frame, reply)
             return
@@ -201,11 +253,11 @@ class BalancerNode:
         self._handle(event)
 
     def _refuse_client(self, peer: bytes, frame: bytes, reason: str) -> None:
-        self.balancer.counters[f"refused clients: {reason}"] += 1
+        self.machine.counters[f"refused clients: {reason}"] += 1
         refuse(self._services[_CLIENTS], peer, frame, reason)
 
     def _refuse_server(self, peer: bytes, frame: bytes, reason: str) -> None:
-        self.balancer.counters[f"refused servers: {reason}"] += 1
+        self.machine.counters[f"refused servers: {reason}"] += 1
         refuse(self._services[_SERVERS], peer, frame, reason)
 
     def _drain_beats(self, limit: int) -> None:
@@ -218,13 +270,13 @@ class BalancerNode:
                 self._beats.recv()
             try:
                 realm, peer, incarnation, sequence, body = parse(frame)
-                if realm != self._store.head.cluster:
+                if realm != self._cluster:
                     # Also the first beats of a new server, which knows no cluster yet.
-                    self.balancer.counters["beats of another cluster"] += 1
+                    self.machine.counters["beats of another cluster"] += 1
                     continue
                 beat = messages.decode_beat(body)
             except (RemoteError, messages.MalformedMessage):
-                self.balancer.counters["malformed beats"] += 1
+                self.machine.counters["malformed beats"] += 1
                 continue
             self._handle(Beaten(peer, incarnation, sequence, beat))
 
@@ -237,7 +289,7 @@ class BalancerNode:
             try:
                 self._handle(Answered(tag, messages.decode_page_reply(body)))
             except messages.MalformedMessage:
-                self.balancer.counters["malformed answers"] += 1
+                self.machine.counters["malformed answers"] += 1
                 self._handle(Unanswered(tag))
 
     def _drain_writer(self, limit: int) -> None:
@@ -251,19 +303,19 @@ class BalancerNode:
 
     def _handle(self, event: Any) -> None:
         perform = self._perform_by
-        for effect in self.balancer.handle(event, time.monotonic()):
+        for effect in self.machine.handle(event, time.monotonic()):
             perform[type(effect)](effect)
 
     def _on_round(self, now: float) -> None:
         for _, tag in self._calls.requester.expire(now):
             self._handle(Unanswered(tag))
-        if now >= self.balancer.wake_at():
+        if now >= self.machine.wake_at():
             self._drain_beats(self._settings.config.round_beats)
             self._handle(Tick())
 
     def _wake_at(self) -> float:
         expiry = self._calls.requester.wake_at()
-        wake_at = self.balancer.wake_at()
+        wake_at = self.machine.wake_at()
         return wake_at if expiry is None else min(wake_at, expiry)
 
     # -- effects out ------------------------------------------------------------------------------
@@ -279,7 +331,7 @@ class BalancerNode:
                 link.push.send(effect.frame, zmq.NOBLOCK)
         except zmq.Again:
             # Its queue is full; the job is issued again when it is overdue.
-            self.balancer.counters["jobs not pushed"] += 1
+            self.machine.counters["jobs not pushed"] += 1
 
     def _do_ask(self, effect: Ask) -> None:
         link = self._links.get(effect.server)
@@ -294,6 +346,10 @@ class BalancerNode:
         decision.forget_at += time.time()
         if not self._writer.submit("decisions", decision, 1):
             raise RuntimeError(f"more than {_QUEUE_DECISIONS} decisions wait for the disk")
+
+    def _do_rebuilt(self, effect: Rebuilt) -> None:
+        self.rebuilt = effect
+        self._reactor.stop()
 
     def _do_connect(self, effect: Connect) -> None:
         self._unlink(effect.server)
@@ -311,10 +367,6 @@ class BalancerNode:
             link.monitor.close()
             link.push.close(0)
             self._calls.drop(link.pages_endpoint)
-
-    def _commit(self, decisions: Sequence[Decision]) -> list[int]:
-        self._store.commit(decisions, self._store.head.epoch)
-        return [decision.number for decision in decisions]
 
     def _socket_changed(self, socket: "zmq.Socket[bytes]", added: bool) -> None:
         if added:

@@ -109,6 +109,11 @@ class LmdbCatalogStore:
             sync_directory(path)
             undo.pop_all()
 
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether there is a catalog in this directory."""
+        return (path / CATALOG_NAME).exists()
+
     def close(self) -> None:
         """Close everything and give the directory back. Call it when the other threads are done."""
         self._environment.close()
@@ -187,14 +192,14 @@ class LmdbCatalogStore:
         """Delete batches past their time, the oldest first, at most `limit`."""
         now = self._wall_clock()
         cursor = txn.cursor(db=self._tables.forget)
-        more = cursor.first()
-        while more and limit and int.from_bytes(cursor.key()[:8]) < now:
-            batch = cursor.key()[8:]
-            raw = txn.get(batch, db=self._tables.batches)
+        cursor.first()
+        # At the end of the table the cursor's key is empty.
+        while limit and (key := cursor.key()) and int.from_bytes(key[:8]) < now:
+            raw = txn.get(key[8:], db=self._tables.batches)
             # It may have been remembered anew, until later.
             if raw is not None and _decode_batch(raw).forget_at < now:
-                txn.delete(batch, db=self._tables.batches)
-            more = cursor.delete()
+                txn.delete(key[8:], db=self._tables.batches)
+            cursor.delete()  # which moves on to the next
             limit -= 1
 
     def _start(self, random_bytes: RandomBytes) -> CatalogHead:
@@ -288,7 +293,10 @@ def _clear_rebuilding(path: Path) -> None:
 def _open(file: Path, map_bytes: int) -> tuple[lmdb.Environment, _Tables]:
     environment = open_environment(file, map_bytes=map_bytes, databases=8, readahead=True)
     try:
-        return environment, _Tables(*(environment.open_db(name.encode()) for name in _Tables._fields))
+        with environment.begin(write=True) as txn:
+            return environment, _Tables(
+                *(environment.open_db(name.encode(), txn=txn) for name in _Tables._fields)
+            )
     except BaseException:
         environment.close()
         raise

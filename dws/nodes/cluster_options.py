@@ -53,6 +53,7 @@ def check(options: ClusterOptions) -> None:
         raise ConfigError(
             f"{announced} is no address to announce: say --advertise with the one that clients connect to"
         )
+    address(options.host)
     if options.site is not None and not options.site.is_dir():
         raise ConfigError(f"{options.site} is not a directory to upload")
 

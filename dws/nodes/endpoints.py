@@ -72,6 +72,7 @@ def bind_in_a_row(sockets: "list[zmq.Socket[bytes]]", host: str, port: int) -> i
 def announce(data: Path, role: str, name: str, endpoint: str) -> None:
     """Write node.json: this process is up and can be reached there."""
     said = {"schema": 1, "role": role, "name": name, "pid": os.getpid(), "endpoint": endpoint}
+    data.mkdir(parents=True, exist_ok=True)
     part = data / ".node.json.part"
     part.write_text(json.dumps(said) + "\n")
     part.replace(data / "node.json")

@@ -151,15 +151,18 @@ class PageFiles:
     """Whole pages by record key. One thread adds and removes; any thread reads."""
 
     def __init__(self, directory: Path) -> None:
-        """Makes the directories that are missing, durably."""
+        """Makes the directory and those in it, durably, where they are missing."""
         self.directory = directory
         self._fanout = [directory / f"{number:02x}" for number in range(256)]
         self._lock = threading.Lock()
         self._open: OrderedDict[bytes, _Open] = OrderedDict()
         make_directory(directory)
-        for each in self._fanout:
-            each.mkdir(exist_ok=True)
-        sync_directory(directory)
+        found = set(os.listdir(directory))
+        missing = [each for each in self._fanout if each.name not in found]
+        for each in missing:
+            each.mkdir()
+        if missing:
+            sync_directory(directory)
 
     def path(self, key: bytes) -> Path:
         return self._fanout[key[0]] / f"{key[:16].hex()}-{key[16:].hex()}"

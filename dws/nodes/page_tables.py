@@ -32,8 +32,6 @@ from dws.names import page_key
 from dws.store import Identity
 
 FORMAT: Final = b"1"
-RECORD_KEY_BYTES: Final = 24
-_NAMES: Final = ("meta", "records", "inline", "lists", "changes")
 
 
 class State(Struct, frozen=True, array_like=True):
@@ -58,11 +56,11 @@ class Tables(NamedTuple):
 
 def open_tables(environment: lmdb.Environment) -> Tables:
     """Make or find the databases. Raises Refused for a format that this program does not know."""
-    tables = Tables(*(environment.open_db(name.encode()) for name in _NAMES))
-    with environment.begin(write=True, db=tables.meta) as txn:
-        found = txn.get(b"format")
+    with environment.begin(write=True) as txn:
+        tables = Tables(*(environment.open_db(name.encode(), txn=txn) for name in Tables._fields))
+        found = txn.get(b"format", db=tables.meta)
         if found is None:
-            txn.put(b"format", FORMAT)
+            txn.put(b"format", FORMAT, db=tables.meta)
         elif found != FORMAT:
             raise Refused(f"{environment.path()} is a page store of format {found!r}, not {FORMAT!r}")
     return tables

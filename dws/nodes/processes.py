@@ -132,6 +132,11 @@ class NodeProcess:
         if self._process is not None:
             self._process.send_signal(number)
 
+    def reap(self) -> None:
+        """Wait for the end of a process that was killed; `exit_code` then tells it."""
+        if self._process is not None:
+            self._process.wait()
+
     def terminate(self) -> None:
         """Ask it to stop; one that was stopped is woken to hear it."""
         self.signal(signal.SIGTERM)

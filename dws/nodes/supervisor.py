@@ -45,7 +45,7 @@ from dws.nodes.cluster_options import (
 from dws.nodes.processes import Backoff, NodeProcess
 
 if TYPE_CHECKING:
-    from dws.nodes.client import Progress
+    from dws.nodes.client import Client, Progress
 
 BALANCER: Final = "balancer"
 WEBSERVER: Final = "webserver"
@@ -107,13 +107,15 @@ class Supervisor:
 
     def _lock(self) -> None:
         self.options.data.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (self.options.data / "supervisor.lock").open("a")
+        file = (self.options.data / "supervisor.lock").open("a")
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.close()
             raise Refused(
                 f"a cluster runs on {self.options.data} already; stop it first, or choose another directory"
             ) from None
+        self._lock_file = file
 
     def _refuse_fewer(self) -> None:
         """A page may have both its copies on servers that would not be started."""
@@ -186,30 +188,35 @@ class Supervisor:
         from dws.nodes.client import connect
 
         began = told_at = time.monotonic()
-        wanted = {node.name for node in self._nodes if node.role == WEBSERVER}
-        missing = dict.fromkeys(sorted(wanted), "not heard of")
         with connect(self.endpoint, timeout_s=min(2.0, timeout_s)) as client:
-            while missing:
+            while True:
                 if starting:
                     self._check_starting()
-                try:
-                    states = {server.name: server.state for server in client.status().servers}
-                    missing = {
-                        name: states.get(name, "not heard of")
-                        for name in sorted(wanted)
-                        if states.get(name) != "alive"
-                    }
-                except (Unreachable, TimedOut):
-                    pass  # the balancer is being started again
+                missing = self._not_alive(client)
+                if not missing:
+                    return
                 now = time.monotonic()
-                waiting = ", ".join(f"{name} ({state})" for name, state in missing.items())
-                if missing and now - began > timeout_s:
-                    raise TimedOut(f"not in sync after {timeout_s:g} s: {waiting}; the logs say why")
-                if missing and now - told_at > _STILL_WAITING_S:
+                if now - began > timeout_s:
+                    raise TimedOut(f"not in sync after {timeout_s:g} s: {missing}; the logs say why")
+                if now - told_at > _STILL_WAITING_S:
                     told_at = now
-                    self._say(f"waiting for {waiting}")
-                if missing:
-                    time.sleep(_POLL_S)
+                    self._say(f"waiting for {missing}")
+                time.sleep(_POLL_S)
+
+    def _not_alive(self, client: "Client") -> str:
+        """Each node that is not up and in sync, and what it is instead; empty if there is none."""
+        with self._guard:
+            down = [node.name for node in self._nodes if not (node.is_running() and node.announced())]
+            wanted = {node.name: node.endpoint for node in self._nodes if node.role == WEBSERVER}
+        if down:
+            return ", ".join(f"{name} (down)" for name in down)
+        try:
+            # By endpoint: the state of a process that has died since does not count.
+            states = {(server.name, server.endpoint): server.state for server in client.status().servers}
+        except (Unreachable, TimedOut):
+            return "balancer (no answer)"
+        found = {name: states.get((name, endpoint), "not heard of") for name, endpoint in wanted.items()}
+        return ", ".join(f"{name} ({state})" for name, state in found.items() if state != "alive")
 
     # -- the first site ---------------------------------------------------------------------
 
@@ -252,7 +259,7 @@ class Supervisor:
         return self.options.data / "logs" / f"{name}.log"
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
-        """Send a node a signal; its pid. One that dies of it is started again, if restarting is on."""
+        """Send a node a signal; its pid. After SIGKILL it is dead, until the watch starts it again."""
         self.node(name)
         with self._guard:
             node = next(node for node in self._nodes if node.name == name)
@@ -260,6 +267,8 @@ class Supervisor:
             if pid is None or not node.is_running():
                 raise DwsError(f"{name} is not running")
             node.signal(number)
+            if number == signal.SIGKILL:
+                node.reap()
             return pid
 
     def _place(self, node: NodeProcess) -> str:
