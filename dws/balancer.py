@@ -16,19 +16,28 @@ from math import inf
 from random import Random
 from typing import Any, Final
 
-from msgspec import Struct
-
 from dws.catalog import Catalog
 from dws.config import Config
 from dws.effects import Answer, Ask, Connect, Disconnect, Effects, Log
 from dws.errors import Refused
+from dws.events import (
+    Answered,
+    Beaten,
+    ClientAsked,
+    Event,
+    LinkDown,
+    LinkUp,
+    Persisted,
+    ServerAsked,
+    Tick,
+    Unanswered,
+)
 from dws.garbage import Garbage
 from dws.load import Loads
 from dws.membership import DEAD, SUSPECT, Members, Server
 from dws.messages import (
     Abort,
     Await,
-    Beat,
     CopyFailed,
     Error,
     Hello,
@@ -64,56 +73,6 @@ _PROBE_TIMEOUT_S: Final = 1.0
 _RETRY_S: Final = 0.1
 #: Added to the load of a suspect server: chosen only where no other holder lives.
 _SUSPECT_S: Final = 1e6
-
-
-# -- events --------------------------------------------------------------------------
-
-
-class ClientAsked(Struct):
-    token: int
-    message: Any
-
-
-class ServerAsked(Struct):
-    token: int
-    message: Any
-
-
-class Beaten(Struct):
-    peer: bytes
-    incarnation: int
-    sequence: int
-    beat: Beat
-
-
-class Answered(Struct):
-    """An Ask's answer came; `tag` is the Ask's."""
-
-    tag: tuple[Any, ...]
-    message: Any
-
-
-class Unanswered(Struct):
-    tag: tuple[Any, ...]
-
-
-class Persisted(Struct):
-    number: int
-
-
-class LinkUp(Struct):
-    server: int
-
-
-class LinkDown(Struct):
-    server: int
-
-
-class Tick(Struct):
-    pass
-
-
-Event = ClientAsked | ServerAsked | Beaten | Answered | Unanswered | Persisted | LinkUp | LinkDown | Tick
 
 
 class Balancer:

@@ -68,6 +68,7 @@ class Operation:
     def __init__(self, directory: Directory, deadline: float) -> None:
         self.directory = directory
         self.deadline = deadline
+        self.began = 0.0
         self.result: Any = None
         self.error: DwsError | None = None
         self.finished = False

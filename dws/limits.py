@@ -40,6 +40,9 @@ LIST_MAX_ENTRIES: Final = 1000
 MANIFEST_MAX_RECORDS: Final = 2000
 MANIFEST_BUCKETS: Final = 256
 
+# A catalog keeps each server that ever said hello; whoever can reach the port can say it.
+SERVERS_MAX: Final = 1000
+
 # MAXMSGSIZE of every socket: libzmq drops the connection of a peer that sends a
 # larger frame, before it allocates. The largest legal frame is a Stage or Fetch
 # data frame, or the control frame of a Copy job of 1,000 pages with long names.

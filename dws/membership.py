@@ -8,13 +8,14 @@ A server is *joining* from the moment it is known until its copies are synced;
 then it is what the watcher says: alive, suspect or dead.
 """
 
+from collections import Counter
 from typing import Final
 
 from msgspec import Struct
 
 from dws.config import Config
-from dws.errors import BehindCatalog, DwsError, Refused, Stale, WrongCluster
-from dws.limits import REBUILD_EPOCH_STEP
+from dws.errors import BehindCatalog, DwsError, OverBound, Refused, Stale, WrongCluster
+from dws.limits import REBUILD_EPOCH_STEP, SERVERS_MAX
 from dws.messages import Hello, ServerRef
 from dws.store import CatalogHead, KnownServer
 from patterns import heartbeat
@@ -68,6 +69,7 @@ class Members:
         self.by_id: dict[bytes, Server] = {}
         self.table = 1
         """Rises whenever what clients are told of servers changes."""
+        self._counters: Counter[str] = Counter()
         for known in head.servers:
             server = self._register(known)
             # It may be about to say hello; silence will tell.
@@ -76,7 +78,7 @@ class Members:
 
     @property
     def counters(self) -> dict[str, int]:
-        return dict(self._watcher.counters)
+        return dict(self._watcher.counters + self._counters)
 
     def refs(self) -> list[ServerRef]:
         return [server.ref() for server in self.by_number.values() if server.incarnation]
@@ -120,6 +122,8 @@ class Members:
         namesake = next((s for s in self.by_number.values() if s.name == hello.name), None)
         if namesake is not None and namesake.id != hello.server and namesake.heard != DEAD:
             return Refused(f"the name {hello.name} is another server's; start this one with another --name")
+        if known is None and len(self.by_id) >= SERVERS_MAX:
+            return OverBound(f"this catalog knows {SERVERS_MAX} servers, the bound")
         return None
 
     def _is_from_before_rebuild(self, hello: Hello) -> bool:
@@ -169,8 +173,10 @@ class Members:
         """The server whose beat this is (None: not to be used), and servers whose state changed."""
         server = self.by_id.get(peer)
         if server is None or not server.incarnation:
+            self._counters["stranger"] += 1
             return None, []
         if incarnation != server.incarnation:
+            self._counters["other-incarnation"] += 1
             older_lives = incarnation < server.incarnation and now - server.welcomed_at > _TWINS_AFTER_S
             changed = older_lives and not server.contested
             server.contested = server.contested or older_lives

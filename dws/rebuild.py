@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from dws.balancer import Answered, ClientAsked, Event, ServerAsked, Tick, Unanswered
 from dws.config import Config
 from dws.effects import Answer, Ask, Connect, Effects, Log, Rebuilt
 from dws.errors import TryAgain, WrongCluster
+from dws.events import Answered, ClientAsked, Event, ServerAsked, Tick, Unanswered
 from dws.limits import MANIFEST_BUCKETS, MANIFEST_MAX_RECORDS, REBUILD_EPOCH_STEP
 from dws.messages import Error, Hello, Locate, Manifest, ManifestPage, Record
 from dws.store import KnownServer
@@ -153,8 +153,8 @@ class Rebuild:
         absent = [known.name for key, known in self._expected.items() if key not in self._sources]
         effects: Effects = [
             Log("info", f"rebuilt from {len(self._sources)} servers: {len(self._records)} pages"),
-            Log("warning", "pages that were removed may have returned; a put that failed or was overtaken may"),
-            Log("warning", "stand in place of the visible one: remove or put again what is wrong"),
+            Log("warning", "pages that were removed may have returned, and a put that failed or was"),
+            Log("warning", "overtaken may stand in place of the visible one: mend by rm or put"),
         ]
         if absent:
             text = f"not read, since absent: {', '.join(absent)}; what only they hold is kept and reported"

@@ -9,18 +9,14 @@ Only a batch whose epoch ended is put again under a new id, and only after the
 balancer said that the old one never was.
 """
 
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from blake3 import blake3
 from msgspec import Struct
 
 from dws.client import BALANCER_TIMEOUT_S, Directory, Operation, Send
 from dws.errors import DwsError, NeverStored, NotHeld, OutcomeUnknown, Stale, TimedOut, TryAgain, from_code
-from dws.limits import CHUNK_BYTES, MIB
 from dws.messages import (
-    ANY,
     Abort,
     Await,
     Commit,
@@ -38,40 +34,15 @@ from dws.messages import (
     ServerRef,
     Stage,
     Staged,
-    StagePart,
 )
-from patterns.transfer import Transfer
+from dws.outbox import Outbox, PutItem
 
-_CREDIT_BYTES: Final = 8 * MIB
-_GROUP_BYTES: Final = MIB
 _STAGE_TIMEOUT_S: Final = 5.0
 _COMMIT_TIMEOUT_S: Final = 5.0
 _PATIENCE_S: Final = 1.0
 #: Times one request to the primary may go unanswered before another primary is asked for.
 _TRIES_MAX: Final = 2
 _AGAIN_S: Final = 0.05
-
-
-class Source(Protocol):
-    """Where a page's bytes come from."""
-
-    rereadable: bool
-    """Whether `read` may go back: if not, a lost primary ends the put."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`, fewer only at the end. Offsets rise unless rereadable."""
-
-
-class PutItem(Struct):
-    """A page to put. size -1: not known before its end is read; digest empty: not known yet."""
-
-    name: str
-    source: Any  # a Source
-    size: int = -1
-    digest: bytes = b""
-    condition: int = ANY
-    content_type: str = ""
-    modified: float = 0.0
 
 
 class Stored(Struct):
@@ -187,20 +158,20 @@ class PutBatch(Decided):
         self._avoid: set[int] = set()
         self._primary: ServerRef | None = None
         self._reserved: Reserved | None = None
-        self._staging: _Staging | None = None
+        self._outbox: Outbox | None = None
         self._committed = False
         self._tries = 0
 
     def place(self, now: float) -> list[Send]:
         self._committed = False
-        self._staging = None
+        self._outbox = None
         pages = [PutPage(i.name, i.size, i.digest, i.condition, i.content_type) for i in self._items]
         left_s = max(0.0, self.deadline - now)
         request = Reserve(self._batch, self._epoch, pages, self._copies, left_s, sorted(self._avoid))
         return [self.to_balancer(request, ("reserved", self._attempt))]
 
     def resume(self, now: float) -> list[Send]:
-        return self.place(now) if self._staging is None else self._stage_on(now)
+        return self.place(now) if self._outbox is None else self._stage_on(now)
 
     def answered(self, tag: Any, message: Any, data: Any, now: float) -> list[Send]:
         what, attempt = tag[0], tag[1]
@@ -257,43 +228,43 @@ class PutBatch(Decided):
             return self.await_()
         self.directory.servers[message.primary.number] = message.primary
         self._tries = 0
-        self._staging = _Staging(self._items, set(message.skip), message.version, self._attempt)
+        self._outbox = Outbox(self._items, set(message.skip), message.version, self._attempt)
         return self._stage_on(now)
 
     # -- stage ---------------------------------------------------------------------------
 
     def _stage_on(self, now: float) -> list[Send]:
-        staging, primary = self._staging, self._primary
-        assert staging is not None and primary is not None
+        outbox, primary = self._outbox, self._primary
+        assert outbox is not None and primary is not None
         sends = []
         try:
-            for serial, parts, data in staging.next_messages():
-                request = Stage(self._batch, staging.version, primary.incarnation, parts)
+            for serial, parts, data in outbox.next_messages():
+                request = Stage(self._batch, outbox.version, primary.incarnation, parts)
                 tag = ("staged", self._attempt, serial, primary.number)
                 sends.append(Send(primary.number, request, tag, _STAGE_TIMEOUT_S, data))
         except OSError as error:
             self.fail(DwsError(f"cannot read what is to be put: {error}"))
             return []
-        if staging.all_sent and not self._committed:
+        if outbox.all_sent and not self._committed:
             self._committed = True
             sends += self._commit(now)
         return sends
 
     def _take_staged(self, tag: Any, message: Any, now: float) -> list[Send]:
-        staging = self._staging
-        if staging is None or self._primary is None or tag[3] != self._primary.number:
+        outbox = self._outbox
+        if outbox is None or self._primary is None or tag[3] != self._primary.number:
             return []
         if isinstance(message, Error):
             if message.code == TryAgain.code:
-                staging.failed(tag[2])
+                outbox.failed(tag[2])
                 self._committed = False
                 return self.pause(now, message.retry_s or _AGAIN_S)
             return self._restage(message, now)
         if isinstance(message, Staged):
             self._tries = 0
-            if not staging.acknowledged(tag[2], message.have):
+            if not outbox.acknowledged(tag[2], message.have):
                 self._committed = False
-            self._on_staged(staging.bytes_done)
+            self._on_staged(outbox.bytes_done)
         return self._stage_on(now)
 
     def _restage(self, error: Error, now: float) -> list[Send]:
@@ -304,16 +275,16 @@ class PutBatch(Decided):
         if not self.can_repeat():
             self.fail(NeverStored(f"the upload was lost ({error.text}) and its source cannot be read again"))
             return []
-        self._staging = None
+        self._outbox = None
         return self.pause(now, _AGAIN_S)
 
     def can_repeat(self) -> bool:
-        untouched = self._staging is None or not self._staging.started
+        untouched = self._outbox is None or not self._outbox.started
         return untouched or all(item.source.rereadable for item in self._items)
 
     def _primary_silent(self, tag: Any, now: float) -> list[Send]:
-        staging, primary = self._staging, self._primary
-        if staging is None or primary is None or tag[-1] != primary.number:
+        outbox, primary = self._outbox, self._primary
+        if outbox is None or primary is None or tag[-1] != primary.number:
             return []
         self._tries += 1
         if self._tries >= _TRIES_MAX and self.can_repeat():
@@ -322,29 +293,29 @@ class PutBatch(Decided):
             return self.place(now)
         if tag[0] == "committed":
             return self._commit(now, with_await=False)
-        staging.failed(tag[2])
+        outbox.failed(tag[2])
         self._committed = False
         return self._stage_on(now)
 
     # -- commit and outcome ------------------------------------------------------------------
 
     def _commit(self, now: float, with_await: bool = True) -> list[Send]:
-        staging, primary = self._staging, self._primary
-        assert staging is not None and primary is not None
+        outbox, primary = self._outbox, self._primary
+        assert outbox is not None and primary is not None
         self._may_be_decided = True
         pages = [
             CommitPage(index, item.name, size, digest, item.content_type, item.modified)
-            for index, item, size, digest in staging.described()
+            for index, item, size, digest in outbox.described()
         ]
-        request = Commit(self._batch, staging.version, primary.incarnation, pages)
+        request = Commit(self._batch, outbox.version, primary.incarnation, pages)
         tag = ("committed", self._attempt, primary.number)
         sends = [Send(primary.number, request, tag, _COMMIT_TIMEOUT_S)]
         return sends + (self.await_() if with_await else [])
 
     def _take_committed(self, message: Any, now: float) -> list[Send]:
-        if isinstance(message, Committed) or self._staging is None:
+        if isinstance(message, Committed) or self._outbox is None:
             return []
-        if isinstance(message, Error) and message.code == NotHeld.code and not self._staging.all_acknowledged:
+        if isinstance(message, Error) and message.code == NotHeld.code and not self._outbox.all_acknowledged:
             # It overtook bytes that the primary had refused for now; it is sent again after them.
             self._committed = False
             return []
@@ -375,141 +346,6 @@ class PutBatch(Decided):
     def abort(self) -> list[Send]:
         """What to send if the caller gives up."""
         return [self.to_balancer(Abort(self._batch), ("abort", self._attempt))] if self._epoch else []
-
-
-class _Staging:
-    """The bytes of one attempt: cut into Stage messages, under a credit, sent again where needed."""
-
-    def __init__(self, items: list[PutItem], skip: set[int], version: int, attempt: int) -> None:
-        self.version = version
-        self.bytes_done = 0
-        self.started = False
-        self._items = items
-        self._wanted = [index for index in range(len(items)) if index not in skip]
-        self._groups = deque(self._small_groups())
-        self._large = deque(i for i in self._wanted if not 0 <= items[i].size <= CHUNK_BYTES)
-        self._again: deque[int] = deque()
-        self._sent: dict[int, tuple[list[StagePart], Any]] = {}
-        self._serial = 0
-        self._outstanding_bytes = 0
-        self._current: tuple[int, Transfer] | None = None
-        self._hashes: dict[int, Any] = {}
-        self._sizes: dict[int, int] = {}
-
-    def _small_groups(self) -> list[list[int]]:
-        groups: list[list[int]] = []
-        size_bytes = _GROUP_BYTES + 1
-        for index in self._wanted:
-            size = self._items[index].size
-            if 0 <= size <= CHUNK_BYTES:
-                if size_bytes + size > _GROUP_BYTES:
-                    groups.append([])
-                    size_bytes = 0
-                groups[-1].append(index)
-                size_bytes += size
-        return groups
-
-    @property
-    def all_sent(self) -> bool:
-        return not (self._groups or self._large or self._again) and self._current is None
-
-    @property
-    def all_acknowledged(self) -> bool:
-        return self.all_sent and not self._sent
-
-    def described(self) -> list[tuple[int, PutItem, int, bytes]]:
-        """(index, item, size, digest) of every page to commit."""
-        return [
-            (
-                index, self._items[index], self._sizes.get(index, self._items[index].size),
-                self._hashes[index].digest() if index in self._hashes else self._items[index].digest,
-            )
-            for index in self._wanted
-        ]  # fmt: skip
-
-    def next_messages(self) -> list[tuple[int, list[StagePart], Any]]:
-        """(serial, parts, data) of Stage messages to send now."""
-        messages = []
-        self.started = True
-        while self._again:
-            serial = self._again.popleft()
-            messages.append((serial, *self._sent[serial]))
-        while self._groups and self._outstanding_bytes < _CREDIT_BYTES:
-            group = self._groups.popleft()
-            bodies = [self._small(index) for index in group]
-            parts = [StagePart(i, 0, len(body)) for i, body in zip(group, bodies, strict=True)]
-            messages.append(self._message(parts, b"".join(bodies)))
-        if not self._groups:
-            messages += self._large_messages()
-        return messages
-
-    def _small(self, index: int) -> bytes:
-        item = self._items[index]
-        body: bytes = item.source.read(0, item.size + 1)
-        if len(body) != item.size:
-            raise OSError(f"{item.name} has changed its size while it was read")
-        if not item.digest:
-            self._hashes[index] = blake3(body)
-        return body
-
-    def _large_messages(self) -> list[tuple[int, list[StagePart], Any]]:
-        """Chunks of the current large page; the next one begins when all of it was acknowledged."""
-        if self._current is None:
-            if not self._large:
-                return []
-            index = self._large.popleft()
-            size = self._items[index].size
-            self._current = (index, Transfer(size if size >= 0 else None, CHUNK_BYTES, _CREDIT_BYTES))
-            self._hashes[index] = blake3()
-            self._sizes[index] = 0
-        index, transfer = self._current
-        messages = []
-        for offset, _ in transfer.ask():
-            if transfer.size is not None and offset >= transfer.size:
-                transfer.arrive(offset)
-                continue
-            data = self._items[index].source.read(offset, CHUNK_BYTES)
-            if len(data) < CHUNK_BYTES and transfer.size is None:
-                transfer.ends_at(offset + len(data))
-            if not data and offset:
-                transfer.arrive(offset)
-                continue
-            if offset == self._sizes[index]:
-                self._hashes[index].update(data)
-                self._sizes[index] += len(data)
-            messages.append(self._message([StagePart(index, offset, len(data))], data))
-        if transfer.done:
-            self._current = None
-        return messages
-
-    def _message(self, parts: list[StagePart], data: Any) -> tuple[int, list[StagePart], Any]:
-        self._serial += 1
-        self._sent[self._serial] = (parts, data)
-        self._outstanding_bytes += len(data)
-        return self._serial, parts, data
-
-    def failed(self, serial: int) -> None:
-        """No answer, or not now: the message is sent again, in its place."""
-        if serial in self._sent and serial not in self._again:
-            self._again.append(serial)
-
-    def acknowledged(self, serial: int, have: int) -> bool:
-        """The server has this many bytes of the message's last page. False: the message was too early."""
-        if serial not in self._sent:
-            return True
-        parts, data = self._sent[serial]
-        last = parts[-1]
-        if have < last.offset + last.length:
-            self.failed(serial)
-            return False
-        del self._sent[serial]
-        self._outstanding_bytes -= len(data)
-        self.bytes_done += len(data)
-        if self._current is not None and last.page == self._current[0]:
-            self._current[1].arrive(last.offset)
-            if self._current[1].done:
-                self._current = None
-        return True
 
 
 class RemovePages(Decided):

@@ -19,9 +19,12 @@ import zmq
 from msgspec import Struct
 
 from dws import messages
-from dws.balancer import (
+from dws.balancer import Balancer
+from dws.config import Config
+from dws.effects import Answer, Ask, Connect, Disconnect, Log, Persist, Push, Rebuilt
+from dws.errors import BadRequest, Refused, TryAgain
+from dws.events import (
     Answered,
-    Balancer,
     Beaten,
     ClientAsked,
     LinkDown,
@@ -31,13 +34,10 @@ from dws.balancer import (
     Tick,
     Unanswered,
 )
-from dws.config import Config
-from dws.effects import Answer, Ask, Connect, Disconnect, Log, Persist, Push, Rebuilt
-from dws.errors import BadRequest, TryAgain
 from dws.limits import FRAME_MAX_BYTES
-from dws.messages import Error, Locate, encode
+from dws.messages import Error, Hello, Locate, encode
 from dws.nodes.catalog_store import LmdbCatalogStore, write_rebuilt
-from dws.nodes.endpoints import advertised, announce, bind_in_a_row, withdraw
+from dws.nodes.endpoints import advertised, announce, bind_in_a_row, is_endpoint, withdraw
 from dws.nodes.refusals import refuse
 from dws.rebuild import Rebuild
 from dws.store import Decision
@@ -134,6 +134,10 @@ class _Link:
         self.push = push
         self.monitor = monitor
         self.pages_endpoint = pages_endpoint
+
+
+def _can_be_reached(hello: Hello) -> bool:
+    return is_endpoint(hello.pages_endpoint) and is_endpoint(hello.jobs_endpoint)
 
 
 class BalancerNode:
@@ -239,6 +243,11 @@ class BalancerNode:
             reply = encode(Error(BadRequest.code, str(error)[:500]))
             self._services[_SERVERS].reply(peer, frame, reply)
             return
+        if isinstance(message, Hello) and not _can_be_reached(message):
+            self.machine.counters["hello refused: endpoint"] += 1
+            text = f"{message.name} announces what is no endpoint of the form tcp://HOST:PORT"
+            self._services[_SERVERS].reply(peer, frame, encode(Error(Refused.code, text)))
+            return
         self._defer(_SERVERS, peer, frame, message)
 
     def _defer(self, which: int, peer: bytes, frame: bytes, message: Any) -> None:
@@ -275,7 +284,7 @@ class BalancerNode:
                     self.machine.counters["beats of another cluster"] += 1
                     continue
                 beat = messages.decode_beat(body)
-            except (RemoteError, messages.MalformedMessage):
+            except (RemoteError, *messages.MalformedMessage):
                 self.machine.counters["malformed beats"] += 1
                 continue
             self._handle(Beaten(peer, incarnation, sequence, beat))

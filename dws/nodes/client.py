@@ -8,7 +8,6 @@ grouping, which are those operations' business.
 import io
 import random
 import secrets
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,26 +20,25 @@ from blake3 import blake3
 from msgspec import Struct
 
 from dws import messages
-from dws.client import Call, Directory, Operation, Send
+from dws.client import Call
 from dws.download import Page, ReadPages, StreamPage
-from dws.errors import DwsError, NotFound, OverBound, Unreachable, WrongThread
+from dws.errors import NotFound, OverBound
 from dws.limits import (
     BATCH_MAX_BYTES,
     BATCH_MAX_PAGES,
     CHUNK_BYTES,
-    FRAME_MAX_BYTES,
     GET_MAX_BYTES,
     LIST_MAX_ENTRIES,
     LOCATE_MAX_NAMES,
     MIB,
 )
-from dws.messages import ANY, List, NodeStats, Ping, Stat, Status, Why, encode
+from dws.messages import ANY, List, NodeStats, Ping, Stat, Status, Why
 from dws.names import check_name
+from dws.nodes.runner import Runner
 from dws.nodes.sources import BytesSource, FileSource, StreamSource
 from dws.nodes.trees import scan_tree
-from dws.upload import PutBatch, PutItem, RemovePages, Stored
-from patterns.request_reply import Requester
-from patterns.zeromq.calls import Calls
+from dws.outbox import PutItem
+from dws.upload import PutBatch, RemovePages, Stored
 
 Source = bytes | Path | BinaryIO
 
@@ -125,16 +123,9 @@ class Client:
         self.timeout_s = timeout_s
         self.served: Counter[str] = Counter()
         """Web server → pages (or chunks of large pages) that it delivered to this client."""
-        self._thread = threading.get_ident()
         self._rng = random.Random(seed) if seed is not None else random.Random(secrets.randbits(64))
-        self._owns_context = context is None
-        self._context = context or zmq.Context()
-        self._poller = zmq.Poller()
-        requester: Requester[tuple[Operation, Any]] = Requester(self._rng.getrandbits(63), learn_realm=True)
-        self._calls = Calls(self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES)
-        self._directory = Directory()
-        self._running: dict[Operation, None] = {}
-        self._closed = False
+        self._runner = Runner(balancer, context, self._rng)
+        self._directory = self._runner.directory
 
     def __enter__(self) -> "Client":
         return self
@@ -143,11 +134,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._calls.close()
-            if self._owns_context:
-                self._context.term()
+        self._runner.close()
 
     # -- reading -------------------------------------------------------------------------
 
@@ -164,7 +151,7 @@ class Client:
 
     def _get_some(self, names: list[str]) -> dict[str, bytes]:
         reading = ReadPages(self._directory, self._deadline(), names)
-        small, large = self._run(reading)
+        small, large = self._runner.run(reading)
         self._count(reading.sources)
         for page in large:
             if page.size > GET_MAX_BYTES:
@@ -179,10 +166,10 @@ class Client:
     def open(self, name: str) -> "PageReader":
         """A readable stream of a page of any size, in constant memory, digests checked."""
         stream = self._stream(name)
-        self._begin(stream)
+        self._runner.begin(stream)
         while stream.page is None:
-            self._pump()
-            self._raise_if_failed(stream)
+            self._runner.pump()
+            self._runner.raise_if_failed(stream)
         return PageReader(self, stream)
 
     def download(self, name: str, target: Path | BinaryIO, on_progress: OnProgress = None) -> Page:
@@ -213,16 +200,16 @@ class Client:
         return StreamPage(self._directory, time.monotonic(), self.timeout_s, name, page)
 
     def _chunks(self, stream: StreamPage) -> Iterator[bytes]:
-        if stream not in self._running and not stream.finished:
-            self._begin(stream)
+        if stream not in self._runner and not stream.finished:
+            self._runner.begin(stream)
         while True:
             while stream.ready:
                 yield stream.ready.popleft()
             if stream.finished:
                 self._count(stream.sources)
-                self._raise_if_failed(stream)
+                self._runner.raise_if_failed(stream)
                 return
-            self._pump()
+            self._runner.pump()
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -259,9 +246,9 @@ class Client:
     ) -> PutResult:
         operation, progress = self._put_operation(items, copies, timeout_s, on_progress)
         try:
-            stored: Stored = self._run(operation)
+            stored: Stored = self._runner.run(operation)
         except BaseException:
-            self._abandon(operation)
+            self._runner.abandon(operation)
             raise
         return PutResult(stored.version, len(items), progress.bytes_done, stored.skipped, copies)
 
@@ -328,8 +315,8 @@ class Client:
                     items = self._file_items(waiting.popleft(), if_absent)
                     operation, _ = self._put_operation(items, total.copies, timeout_s, None)
                     running[operation] = items
-                    self._begin(operation)
-                self._pump()
+                    self._runner.begin(operation)
+                self._runner.pump()
                 for operation in [each for each in running if each.finished]:
                     items = running.pop(operation)
                     self._finish_batch(operation, items, result)
@@ -339,7 +326,7 @@ class Client:
                         on_progress(total)
         except BaseException:
             for operation, items in running.items():
-                self._abandon(operation)
+                self._runner.abandon(operation)
                 for item in items:
                     item.source.close()
             raise
@@ -358,7 +345,7 @@ class Client:
     def _finish_batch(self, operation: PutBatch, items: list[PutItem], result: UploadResult) -> None:
         for item in items:
             item.source.close()
-        self._raise_if_failed(operation)
+        self._runner.raise_if_failed(operation)
         result.pages += len(items)
         result.bytes += sum(max(0, item.size) for item in items)
         result.skipped += len(operation.result.skipped)
@@ -403,7 +390,7 @@ class Client:
                 name: (conditions or {}).get(name, ANY) for name in unique[start : start + BATCH_MAX_PAGES]
             }
             deadline = time.monotonic() + timeout_s
-            removed += self._run(RemovePages(self._directory, deadline, self._new_id, some))
+            removed += self._runner.run(RemovePages(self._directory, deadline, self._new_id, some))
         return RemoveResult(removed)
 
     # -- asking ----------------------------------------------------------------------------
@@ -438,7 +425,7 @@ class Client:
 
     def node_stats(self, server: str, top: int = 20) -> messages.NodeStatsAre:
         """A web server's own counters and its most visited pages."""
-        self._run(ReadPages(self._directory, self._deadline(), []))
+        self._runner.run(ReadPages(self._directory, self._deadline(), []))
         for number, known in self._directory.servers.items():
             if known.name == server:
                 stats: messages.NodeStatsAre = self._call(NodeStats(top), number)
@@ -451,100 +438,13 @@ class Client:
         return epoch
 
     def _call(self, message: Any, server: int = 0) -> Any:
-        return self._run(Call(self._directory, self._deadline(), message, server))
+        return self._runner.run(Call(self._directory, self._deadline(), message, server))
 
     # -- the loop --------------------------------------------------------------------------
-
-    def _run(self, operation: Operation) -> Any:
-        self._begin(operation)
-        try:
-            while not operation.finished:
-                self._pump()
-        finally:
-            self._running.pop(operation, None)
-        self._raise_if_failed(operation)
-        return operation.result
-
-    def _begin(self, operation: Operation) -> None:
-        if threading.get_ident() != self._thread:
-            raise WrongThread("a client belongs to the thread that made it; call dws.connect in this thread")
-        if self._closed:
-            raise DwsError("the client is closed")
-        self._running[operation] = None
-        self._send(operation, operation.start(time.monotonic()))
-
-    def _pump(self) -> None:
-        """Wait for something to happen, and let all running operations know."""
-        now = time.monotonic()
-        wake_at = now + _LONGEST_WAIT_S
-        for operation in self._running:
-            wake_at = min(wake_at, operation.wake_at())
-        expiry = self._calls.requester.wake_at()
-        if expiry is not None:
-            wake_at = min(wake_at, expiry)
-        # Replies first, then silence: what waited in a queue is no silence.
-        for socket, _ in self._poller.poll(max(0, int((wake_at - now) * 1000 + 0.999))):
-            self._receive(socket)
-        now = time.monotonic()
-        for _, (operation, tag) in self._calls.requester.expire(now):
-            self._send(operation, operation.unanswered(tag, now))
-        for operation in list(self._running):
-            self._send(operation, operation.tick(now))
-            if operation.finished:
-                self._running.pop(operation, None)
-
-    def _receive(self, socket: Any) -> None:
-        while True:
-            received = self._calls.receive(socket)
-            if received is None:
-                return
-            (operation, tag), body, frame = received
-            data = frame.buffer if frame is not None else b""
-            now = time.monotonic()
-            try:
-                message = messages.decode_reply(body)
-            except messages.MalformedMessage:
-                self._send(operation, operation.unanswered(tag, now))
-                continue
-            self._send(operation, operation.answered(tag, message, data, now))
-
-    def _send(self, operation: Operation, sends: Sequence[Send]) -> None:
-        now = time.monotonic()
-        for send in sends:
-            if send.server == 0:
-                endpoint = self.balancer
-            elif send.server in self._directory.servers:
-                endpoint = self._directory.servers[send.server].endpoint
-            else:
-                self._send(operation, operation.unanswered(send.tag, now))
-                continue
-            deadline = now + send.timeout_s
-            self._calls.call(endpoint, encode(send.message), (operation, send.tag), deadline, send.data)
-
-    def _abandon(self, operation: PutBatch) -> None:
-        """Tell the balancer that nobody waits for this batch any more, without waiting for its answer."""
-        if not operation.finished:
-            operation.fail(DwsError("given up"))
-            self._send(operation, operation.abort())
-        self._running.pop(operation, None)
-
-    def _raise_if_failed(self, operation: Operation) -> None:
-        error = operation.error
-        if isinstance(error, Unreachable):
-            where = f"the balancer at {self.balancer}"
-            raise Unreachable(f"no answer from {where} for {self.timeout_s:g} s: is it running there?")
-        if error is not None:
-            raise error
 
     def _count(self, sources: dict[int, int]) -> None:
         for number, pages in sources.items():
             self.served[self._directory.name(number)] += pages
-
-    def _socket_changed(self, socket: Any, added: bool) -> None:
-        if added:
-            self._poller.register(socket, zmq.POLLIN)
-        else:
-            self._poller.unregister(socket)
 
     def _deadline(self) -> float:
         return time.monotonic() + self.timeout_s
@@ -579,7 +479,7 @@ class PageReader(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        self._client._running.pop(self._stream, None)
+        self._client._runner.forget(self._stream)
         super().close()
 
 

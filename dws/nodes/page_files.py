@@ -158,11 +158,10 @@ class PageFiles:
         self._open: OrderedDict[bytes, _Open] = OrderedDict()
         make_directory(directory)
         found = set(os.listdir(directory))
-        missing = [each for each in self._fanout if each.name not in found]
-        for each in missing:
-            each.mkdir()
-        if missing:
-            sync_directory(directory)
+        for each in self._fanout:
+            if each.name not in found:
+                each.mkdir()
+        sync_directory(directory)
 
     def path(self, key: bytes) -> Path:
         return self._fanout[key[0]] / f"{key[:16].hex()}-{key[16:].hex()}"

@@ -84,7 +84,7 @@ class PageTransaction:
     # -- the transaction -------------------------------------------------------------
 
     def apply(self, operation: StoreBatch | DropRecords | Remember) -> OpResult:
-        """Do it, or say why not. Raises lmdb.Error, OSError, SyncFailed: then abandon the transaction."""
+        """Do it, or say why not. Raises lmdb.Error, OSError, SyncFailed: then `abandon` or `abort`."""
         if isinstance(operation, Remember):
             return self._remember(operation)
         stale = self._stale(operation)

@@ -221,7 +221,7 @@ class WebServerNode:
                 body = self.server.gate.accept(frame)
                 if body is not None:
                     self._handle(JobCame(messages.decode_job(body)))
-            except (RemoteError, messages.MalformedMessage) as error:
+            except (RemoteError, *messages.MalformedMessage) as error:
                 self.server.counters["malformed jobs"] += 1
                 _log.warning("dropped a malformed job: %s", error)
 

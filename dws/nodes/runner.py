@@ -1,0 +1,149 @@
+"""One thread's sockets, and the loop that runs a client's operations on them.
+
+What lives here: sending what operations want sent, and bringing them replies,
+silence and time. What must not: which operations there are (nodes/client.py) and
+what they do (client.py, download.py, upload.py).
+"""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+
+from dws import messages
+from dws.client import Directory, Operation, Send
+from dws.errors import DwsError, Unreachable, WrongThread
+from dws.limits import FRAME_MAX_BYTES
+from dws.messages import encode
+from dws.upload import PutBatch
+from patterns.request_reply import Requester
+from patterns.zeromq.calls import Calls
+
+_LONGEST_WAIT_S = 0.5
+
+
+class Runner:
+    """balancer: its clients' endpoint. rng: for request ids."""
+
+    def __init__(
+        self, balancer: str, context: "zmq.Context[zmq.Socket[bytes]] | None", rng: random.Random
+    ) -> None:
+        self.directory = Directory()
+        self._balancer = balancer
+        self._thread = threading.get_ident()
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
+        self._poller = zmq.Poller()
+        requester: Requester[tuple[Operation, Any]] = Requester(rng.getrandbits(63), learn_realm=True)
+        self._calls = Calls(self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES)
+        self._running: set[Operation] = set()
+        self._closed = False
+
+    def __contains__(self, operation: Operation) -> bool:
+        return operation in self._running
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._calls.close()
+            if self._owns_context:
+                self._context.term()
+
+    def forget(self, operation: Operation) -> None:
+        """Run it no further; what comes for it is dropped."""
+        self._running.discard(operation)
+
+    def run(self, operation: Operation) -> Any:
+        self.begin(operation)
+        try:
+            while not operation.finished:
+                self.pump()
+        finally:
+            self._running.discard(operation)
+        self.raise_if_failed(operation)
+        return operation.result
+
+    def begin(self, operation: Operation) -> None:
+        if threading.get_ident() != self._thread:
+            raise WrongThread("a client belongs to the thread that made it; call dws.connect in this thread")
+        if self._closed:
+            raise DwsError("the client is closed")
+        now = time.monotonic()
+        operation.began = now
+        self._running.add(operation)
+        self._send(operation, operation.start(now))
+
+    def pump(self) -> None:
+        """Wait for something to happen, and let all running operations know."""
+        now = time.monotonic()
+        wake_at = now + _LONGEST_WAIT_S
+        for operation in self._running:
+            wake_at = min(wake_at, operation.wake_at())
+        expiry = self._calls.requester.wake_at()
+        if expiry is not None:
+            wake_at = min(wake_at, expiry)
+        # Replies first, then silence: what waited in a queue is no silence.
+        for socket, _ in self._poller.poll(max(0, int((wake_at - now) * 1000 + 0.999))):
+            self._receive(socket)
+        now = time.monotonic()
+        for _, (operation, tag) in self._calls.requester.expire(now):
+            if operation in self._running:
+                self._send(operation, operation.unanswered(tag, now))
+        for operation in list(self._running):
+            self._send(operation, operation.tick(now))
+            if operation.finished:
+                self._running.discard(operation)
+
+    def _receive(self, socket: Any) -> None:
+        while True:
+            received = self._calls.receive(socket)
+            if received is None:
+                return
+            (operation, tag), body, frame = received
+            if operation not in self._running:
+                continue
+            data = frame.buffer if frame is not None else b""
+            now = time.monotonic()
+            try:
+                message = messages.decode_reply(body)
+            except messages.MalformedMessage:
+                self._send(operation, operation.unanswered(tag, now))
+                continue
+            self._send(operation, operation.answered(tag, message, data, now))
+
+    def _send(self, operation: Operation, sends: Sequence[Send]) -> None:
+        now = time.monotonic()
+        for send in sends:
+            if send.server == 0:
+                endpoint = self._balancer
+            elif send.server in self.directory.servers:
+                endpoint = self.directory.servers[send.server].endpoint
+            else:
+                self._send(operation, operation.unanswered(send.tag, now))
+                continue
+            deadline = now + send.timeout_s
+            self._calls.call(endpoint, encode(send.message), (operation, send.tag), deadline, send.data)
+
+    def abandon(self, operation: PutBatch) -> None:
+        """Tell the balancer that nobody waits for this batch any more, without waiting for its answer."""
+        if not operation.finished:
+            operation.fail(DwsError("given up"))
+            self._send(operation, operation.abort())
+        self._running.discard(operation)
+
+    def raise_if_failed(self, operation: Operation) -> None:
+        error = operation.error
+        if isinstance(error, Unreachable):
+            where, tried_s = f"the balancer at {self._balancer}", operation.deadline - operation.began
+            raise Unreachable(f"no answer from {where} for {tried_s:.0f} s: is it running there?")
+        if error is not None:
+            raise error
+
+    def _socket_changed(self, socket: Any, added: bool) -> None:
+        if added:
+            self._poller.register(socket, zmq.POLLIN)
+        else:
+            self._poller.unregister(socket)
