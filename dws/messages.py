@@ -550,18 +550,6 @@ class NodeStatsAre(_Message, tag="node-stats-are"):
     hot_last: list[tuple[Name, Count, Count]]
 
 
-class Verify(_Message, tag="verify"):
-    """Balancer asks: re-read these records from disk and check their digests."""
-
-    pages: Annotated[list[tuple[Name, Version]], Meta(max_length=FETCH_MAX_PAGES)]
-
-
-class Verified(_Message, tag="verified"):
-    """One truth value a page: True only if it was read back and its digest is right."""
-
-    good: list[bool]
-
-
 # -- balancer → webserver, jobs ---------------------------------------------------------
 
 
@@ -618,11 +606,11 @@ BalancerReply = (
 ServerRequest = Hello | Stored | CopyFailed
 ServerReply = Welcome | Applied | Error
 PageRequest = (
-    Fetch | Read | Digests | Stage | Commit | Unstage | Sums | Manifest | NodeStats | Verify | Ping
+    Fetch | Read | Digests | Stage | Commit | Unstage | Sums | Manifest | NodeStats | Ping
 )  # fmt: skip
 PageReply = (
     Fetched | ReadData | DigestList | Staged | Committed | Unstaged | SumsAre | ManifestPage | NodeStatsAre
-    | Verified | Pong | Error
+    | Pong | Error
 )  # fmt: skip
 Job = Copy | Drop
 

@@ -56,6 +56,11 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+def is_content_type(text: str) -> bool:
+    """Whether it can stand in an HTTP header: printable ASCII. May be empty."""
+    return text.isascii() and text.isprintable()
+
+
 def page_key(name: str) -> bytes:
     """16 bytes that stand for a name in every store: BLAKE3-128 of its UTF-8."""
     digest: bytes = blake3(name.encode()).digest(16)

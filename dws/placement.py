@@ -22,7 +22,7 @@ from dws.errors import BadName, BadRequest, Conflict, NeverStored, OverBound, St
 from dws.limits import BATCH_MAX_BYTES, COUNTER_BITS, PAGE_MAX_BYTES
 from dws.membership import Members
 from dws.messages import ANY, Abort, Await, Error, Outcome, PutPage, Record, Remove, Reserve, Reserved
-from dws.names import make_version, name_fault
+from dws.names import is_content_type, make_version, name_fault
 from dws.replication import Replication
 from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
 
@@ -124,6 +124,9 @@ class Placement:
             return self._collect(Answer(token, ended))
         if request.epoch != self._head.epoch:
             return self._collect(Answer(token, self._stale()))
+        fault = _name_fault([page.name for page in request.pages])
+        if fault is not None:
+            return self._collect(Answer(token, fault))
         names = list(dict.fromkeys(page.name for page in request.pages))
         conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
         batch = Batch(
@@ -286,10 +289,13 @@ class Placement:
         names = [page.name for page in request.pages]
         if len(set(names)) != len(names):
             return Error(BadRequest.code, "a batch names a page twice")
-        for name in names:
-            fault = name_fault(name)
-            if fault:
-                return Error(BadName.code, f"page name {name[:80]!r}: {fault}")
+        fault = _name_fault(names)
+        if fault is not None:
+            return fault
+        for page in request.pages:
+            if len(page.digest) not in (0, 32) or not is_content_type(page.content_type):
+                text = "wanted: a digest of 32 bytes or none, a content type of printable ASCII"
+                return Error(BadRequest.code, f"{page.name}: {text}")
         total = sum(max(0, page.size) for page in request.pages)
         bound = PAGE_MAX_BYTES if len(names) == 1 else BATCH_MAX_BYTES
         if total > bound:
@@ -404,6 +410,14 @@ class Placement:
         for batch in self._batches.values():
             assert batch.state in (OPEN, DECIDING, DOOMED)
             assert batch.state != DECIDING or batch.after in handed
+
+
+def _name_fault(names: list[str]) -> Error | None:
+    for name in names:
+        fault = name_fault(name)
+        if fault:
+            return Error(BadName.code, f"page name {name[:80]!r}: {fault}")
+    return None
 
 
 def _conflict_text(names: list[str]) -> str:

@@ -20,7 +20,7 @@ from dws.config import Config
 from dws.errors import BadRequest, IntegrityError, NotHeld, OverBound, TryAgain
 from dws.limits import BATCH_MAX_BYTES, CHUNK_BYTES, INLINE_MAX_BYTES, PAGE_MAX_BYTES, RECORD_FORMAT
 from dws.messages import Commit, CommitPage, Record, Stage, StagePart
-from dws.names import check_name, epoch_of
+from dws.names import check_name, epoch_of, is_content_type
 from dws.store import Blob, WriteStaged
 
 #: Uploads open on one server at once.
@@ -67,42 +67,40 @@ class Staging:
     ) -> tuple[int, int, list[WriteStaged]]:
         """Take parts in: (page, bytes it has now, writes to staged files).
 
-        Raises BadRequest, OverBound or TryAgain; parts before the faulty one stay.
+        Raises BadRequest, OverBound or TryAgain; then nothing of the request is taken in.
         """
-        upload = self._upload(peer, request, now)
+        for part in request.parts:
+            _check_part(part)
         if sum(part.length for part in request.parts) != len(data):
             raise BadRequest("the data frame is not as long as its parts")
+        upload = self._upload(peer, request, now)
+        self._charge(upload, _new_memory_bytes(upload, request.parts))
         writes: list[WriteStaged] = []
         begin = 0
         page = _Page()
         for part in request.parts:
             page = upload.pages.setdefault(part.page, _Page())
-            writes += self._take(upload, page, part, data[begin : begin + part.length])
+            writes += self._take(page, part, data[begin : begin + part.length])
             begin += part.length
         upload.touched = now
         return (request.parts[-1].page, page.have, writes) if request.parts else (0, 0, [])
 
     def _upload(self, peer: bytes, request: Stage, now: float) -> Upload:
         upload = self._uploads.get(request.batch)
-        if upload is None or upload.version != request.version:
+        if upload is not None and upload.version != request.version:
+            raise BadRequest("under this batch id another version is being staged")
+        if upload is None:
             if len(self._uploads) >= _UPLOADS_MAX:
                 raise TryAgain(f"{_UPLOADS_MAX} uploads are open here, the bound")
             upload = Upload(request.batch, request.version, peer, now)
             self._uploads[request.batch] = upload
         return upload
 
-    def _take(self, upload: Upload, page: _Page, part: StagePart, data: memoryview) -> list[WriteStaged]:
-        empty_tail = part.offset > 0 and part.length == 0
-        if part.offset % CHUNK_BYTES or part.length > CHUNK_BYTES or empty_tail:
-            raise BadRequest(f"parts are chunks of {CHUNK_BYTES} bytes at multiples of that")
+    def _take(self, page: _Page, part: StagePart, data: memoryview) -> list[WriteStaged]:
         if part.offset != page.have or page.ended:
             return []
-        if part.offset + part.length > PAGE_MAX_BYTES:
-            raise OverBound(f"a page has at most {PAGE_MAX_BYTES:,} bytes")
-        in_memory = part.offset == 0 and part.length <= INLINE_MAX_BYTES
         writes: list[WriteStaged] = []
-        if in_memory:
-            self._charge(upload, part.length)
+        if _is_for_memory(part):
             page.data = bytes(data)
         else:
             page.handle = page.handle or self.new_handle()
@@ -136,6 +134,8 @@ class Staging:
 
     def _blob(self, upload: Upload, said: CommitPage) -> Blob:
         check_name(said.name)
+        if not is_content_type(said.content_type):
+            raise BadRequest(f"{said.name}: a content type is printable ASCII")
         page = upload.pages.get(said.page)
         if page is None and said.size == 0:
             page = _Page()
@@ -180,3 +180,24 @@ class Staging:
         assert self._memory_bytes == sum(self._memory_by_peer.values())
         assert self._memory_bytes <= self._config.staged_memory_bytes
 
+
+def _check_part(part: StagePart) -> None:
+    empty_tail = part.offset > 0 and part.length == 0
+    if part.offset % CHUNK_BYTES or part.length > CHUNK_BYTES or empty_tail:
+        raise BadRequest(f"parts are chunks of {CHUNK_BYTES} bytes at multiples of that")
+    if part.offset + part.length > PAGE_MAX_BYTES:
+        raise OverBound(f"a page has at most {PAGE_MAX_BYTES:,} bytes")
+
+
+def _is_for_memory(part: StagePart) -> bool:
+    return part.offset == 0 and part.length <= INLINE_MAX_BYTES
+
+
+def _new_memory_bytes(upload: Upload, parts: list[StagePart]) -> int:
+    """What these parts will add to the upload's memory: what has come before adds nothing."""
+    first: dict[int, int] = {}
+    for part in parts:
+        page = upload.pages.get(part.page)
+        if part.offset == 0 and (page is None or (page.have == 0 and not page.ended)):
+            first.setdefault(part.page, part.length if _is_for_memory(part) else 0)
+    return sum(first.values())

@@ -123,11 +123,8 @@ class PageStore(Protocol):
     def digest_list(self, name: str, version: int) -> bytes | None:
         """The 32-byte digests of the page's chunks, joined; empty for a page of one chunk."""
 
-    def verify(self, name: str, version: int) -> bool:
-        """Re-read the page from disk: True only if its digests are right."""
-
-    def sums(self) -> list[int]:
-        """256 bucket sums (names.record_hash) as of `number`."""
+    def summary(self) -> tuple[int, list[int]]:
+        """(change number, 256 bucket sums as of it: see names.record_hash), both of one moment."""
 
     def manifest(self, bucket: int, after: bytes, limit: int) -> tuple[list[Record], bytes]:
         """Records of a bucket after a 24-byte cursor (key + version, big endian), and the next

@@ -84,6 +84,10 @@ class Sync:
         bucket = session.follower.part
         if asked != session.asked or session.follower.state != LOADING or answer.bucket != bucket:
             return []
+        if answer.after and answer.after <= session.cursor:
+            # A cursor that does not rise would be followed for ever.
+            self.unanswered(number, asked, now)
+            return []
         mine = session.mine[bucket]
         for record in answer.records:
             if bucket_of(page_key(record.name)) == bucket:

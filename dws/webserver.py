@@ -48,8 +48,6 @@ from dws.messages import (
     SumsAre,
     Unstage,
     Unstaged,
-    Verified,
-    Verify,
     Welcome,
 )
 from dws.names import epoch_of, sums_digest
@@ -217,13 +215,10 @@ class WebServer:
             case Sums() | Manifest() if message.incarnation != self.store.identity.incarnation:
                 return [Answer(token, Error(Stale.code, "another incarnation of this server is meant"))]
             case Sums():
-                return [Answer(token, SumsAre(self.store.number, self.store.sums()))]
+                return [Answer(token, SumsAre(*self.store.summary()))]
             case Manifest():
                 records, after = self.store.manifest(message.bucket, message.after, message.limit)
                 return [Answer(token, ManifestPage(message.bucket, records, after))]
-            case Verify():
-                good = [self.store.verify(name, version) for name, version in message.pages]
-                return [Answer(token, Verified(good))]
         raise AssertionError(f"no handler for {type(message).__name__}")
 
     def _stage(self, event: PeerAsked, now: float) -> Effects:
@@ -370,13 +365,14 @@ class WebServer:
         return effects
 
     def _beat(self, figures: Figures, now: float) -> Beat:
-        book, number = self.book, self.store.number
-        if self._sums_digest[0] != number:
-            self._sums_digest = (number, sums_digest(self.store.sums()))
+        book = self.book
+        if self._sums_digest[0] != self.store.number:
+            number, sums = self.store.summary()
+            self._sums_digest = (number, sums_digest(sums))
         pages, bytes_stored, bytes_free = self.store.usage()
         waiting, book.waiting = book.waiting, 0
         return Beat(
-            number, self._sums_digest[1], book.served, book.failed, waiting, book.service_s, 1,
+            *self._sums_digest, book.served, book.failed, waiting, book.service_s, 1,
             bytes_stored, bytes_free, pages, book.visits, book.visits_last, book.left_s(now),
             figures.cpu_share, book.bytes_sent, figures.write_age_s, figures.read_age_s,
         )  # fmt: skip

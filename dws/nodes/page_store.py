@@ -97,9 +97,10 @@ class LmdbPageStore(PageReader):
         """Of the last durable change."""
         return self._state.number
 
-    def sums(self) -> list[int]:
-        """256 bucket sums as of `number`; surely so if `number` is the same before and after this call."""
-        return list(self._state.sums)
+    def summary(self) -> tuple[int, list[int]]:
+        """(change number, 256 bucket sums), both of one moment."""
+        state = self._state
+        return state.number, list(state.sums)
 
     def usage(self) -> tuple[int, int, int]:
         """(pages, bytes stored, bytes free): free is the less of the quota's rest and the disk's."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import lmdb
 
-from dws.errors import ConfigError, Refused
+from dws.errors import ConfigError, DwsError, Refused
 
 LOCK_NAME = "LOCK"
 
 
-class SyncFailed(Exception):
+class SyncFailed(DwsError):
     """An fsync failed: what was written before it may be lost, so the process must end (rule 8)."""
 
 

@@ -25,6 +25,7 @@ from dws.errors import BadRequest, TryAgain
 from dws.following import Endpoints
 from dws.limits import FRAME_MAX_BYTES
 from dws.messages import Error, Fetch, Read, encode
+from dws.names import format_version
 from dws.nodes.endpoints import (
     BEATS_OFFSET,
     SERVERS_OFFSET,
@@ -160,6 +161,8 @@ class WebServerNode:
         settings = self._settings
         announce(settings.data, "webserver", settings.name, self.endpoints.pages)
         _log.info("%s serves pages at %s from %s", settings.name, self.endpoints.pages, settings.data)
+        for lost in self._store.damaged:
+            _log.error("%s (version %s) is damaged on this disk", lost.name, format_version(lost.version))
         gc.freeze()
         self._reactor.run()
         _log.info("%s stops", settings.name)
