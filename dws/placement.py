@@ -18,12 +18,13 @@ from dws.batch import CONFLICT, DECIDING, DOOMED, NEVER, OPEN, VISIBLE, Batch
 from dws.catalog import Catalog
 from dws.config import Config
 from dws.effects import Answer, Effect, Effects, Log, Persist
-from dws.errors import BadName, BadRequest, Conflict, NeverStored, OverBound, Stale, TryAgain
-from dws.limits import BATCH_MAX_BYTES, COUNTER_BITS, PAGE_MAX_BYTES
+from dws.errors import Conflict, NeverStored, Stale, TryAgain
+from dws.limits import COUNTER_BITS
 from dws.membership import Members
 from dws.messages import ANY, Abort, Await, Error, Outcome, PutPage, Record, Remove, Reserve, Reserved
-from dws.names import is_content_type, make_version, name_fault
+from dws.names import make_version
 from dws.replication import Replication
+from dws.requests import fault_of_names, fault_of_pages
 from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
 
 #: Ids that ended as conflict or never, remembered in memory; the oldest go first.
@@ -124,7 +125,7 @@ class Placement:
             return self._collect(Answer(token, ended))
         if request.epoch != self._head.epoch:
             return self._collect(Answer(token, self._stale()))
-        fault = _name_fault([page.name for page in request.pages])
+        fault = fault_of_names([page.name for page in request.pages])
         if fault is not None:
             return self._collect(Answer(token, fault))
         names = list(dict.fromkeys(page.name for page in request.pages))
@@ -286,23 +287,7 @@ class Placement:
             return self._stale()
         if len(self._batches) >= self._config.open_batches_max:
             return Error(TryAgain.code, f"{len(self._batches)} batches are open, the bound", _RETRY_S)
-        names = [page.name for page in request.pages]
-        if len(set(names)) != len(names):
-            return Error(BadRequest.code, "a batch names a page twice")
-        fault = _name_fault(names)
-        if fault is not None:
-            return fault
-        for page in request.pages:
-            if len(page.digest) not in (0, 32) or not is_content_type(page.content_type):
-                text = "wanted: a digest of 32 bytes or none, a content type of printable ASCII"
-                return Error(BadRequest.code, f"{page.name}: {text}")
-        total = sum(max(0, page.size) for page in request.pages)
-        bound = PAGE_MAX_BYTES if len(names) == 1 else BATCH_MAX_BYTES
-        if total > bound:
-            return Error(OverBound.code, f"the batch has {total:,} bytes, over the bound of {bound:,}")
-        if len(names) > 1 and any(page.size < 0 for page in request.pages):
-            return Error(BadRequest.code, "a page of unknown size is a batch by itself")
-        return None
+        return fault_of_pages(request)
 
     def _failing(self, conditions: dict[str, int], visible_only: bool) -> list[str]:
         """Names whose visible version is not the wanted one."""
@@ -410,14 +395,6 @@ class Placement:
         for batch in self._batches.values():
             assert batch.state in (OPEN, DECIDING, DOOMED)
             assert batch.state != DECIDING or batch.after in handed
-
-
-def _name_fault(names: list[str]) -> Error | None:
-    for name in names:
-        fault = name_fault(name)
-        if fault:
-            return Error(BadName.code, f"page name {name[:80]!r}: {fault}")
-    return None
 
 
 def _conflict_text(names: list[str]) -> str:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from dws.config import Config
 from dws.copyjobs import CopyJobs
 from dws.effects import Answer, AnswerData, Effects, Log, Publish, Write
-from dws.errors import DwsError, NotHeld, Stale, TryAgain
+from dws.errors import DwsError, NotHeld, OverBound, Stale, TryAgain
 from dws.following import Endpoints, Following
 from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES
 from dws.loadbook import LoadBook
@@ -169,12 +169,19 @@ class WebServer:
         sizes: list[int] = []
         room = FETCH_MAX_BYTES
         for name, version in request.pages:
-            page = get(name, version) if room > 0 else b""
+            try:
+                page = get(name, version) if room > 0 else b""
+            except OverBound:
+                sizes.append(NO_ROOM)
+                room = 0
+                continue
             if page is None:
                 sizes.append(NOT_HELD)
                 self.book.failed += 1
             elif len(page) > room or room <= 0:
                 sizes.append(NO_ROOM)
+                # Or one request could have a thousand large pages read in vain.
+                room = 0
             else:
                 sizes.append(len(page))
                 pages.append(page)

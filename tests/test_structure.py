@@ -6,7 +6,8 @@
   to export lazily.
 - **Layers**: `patterns` imports nothing of `dws` or `loadgen`, and of libraries only zmq; `dws` nothing of
   `loadgen`. Here imports for types count.
-- **Size**: a pure module that lies directly in `patterns/` or `dws/` has at most 400 lines.
+- **Size**: a pure module that lies directly in `patterns/` or `dws/` has at most 400 lines; the list of all
+  wire messages is one list, however long.
 - **Names**: no module is called util or helpers; every directory of modules has an `__init__`.
 - **Pickle**: nowhere, in no guise.
 
@@ -53,6 +54,7 @@ PICKLING_METHODS = frozenset({"send_pyobj", "recv_pyobj"})
 LIBRARIES_OF_PATTERNS = frozenset({"zmq"})
 VAGUE_NAMES = frozenset({"util", "utils", "helper", "helpers"})
 MAX_LINES = 400
+LISTS = {"dws/messages.py"}
 
 
 def within(name: str, packages: frozenset[str] | tuple[str, ...]) -> bool:
@@ -186,7 +188,8 @@ def layer_problems(module: Module) -> Iterator[tuple[int, str]]:
 
 def size_problems(module: Module) -> Iterator[tuple[int, str]]:
     lines = len(module.source.splitlines())
-    if module.is_pure and module.path.count("/") == 1 and lines > MAX_LINES:
+    is_measured = module.is_pure and module.path.count("/") == 1 and module.path not in LISTS
+    if is_measured and lines > MAX_LINES:
         yield lines, f"{lines} lines, over {MAX_LINES}"
 
 

@@ -362,12 +362,20 @@ class BalancerNode:
 
     def _do_connect(self, effect: Connect) -> None:
         self._unlink(effect.server)
+        try:
+            self._link(effect)
+        except zmq.ZMQError as error:
+            # Too many sockets or files: this server cannot be used, the others can.
+            self.machine.counters["servers not connected"] += 1
+            _log.error("cannot connect to server %d: %s", effect.server, error)
+
+    def _link(self, effect: Connect) -> None:
+        self._calls.link(effect.pages_endpoint)
         push = make_socket(self._context, zmq.PUSH, frame_max_bytes=FRAME_MAX_BYTES)
         monitor = Monitor(push)
         push.connect(effect.jobs_endpoint)
         self._links[effect.server] = _Link(push, monitor, effect.pages_endpoint)
         self._reactor.add(monitor.socket, lambda limit: self._drain_monitor(effect.server), 1)
-        self._calls.link(effect.pages_endpoint)
 
     def _unlink(self, number: int) -> None:
         link = self._links.pop(number, None)

@@ -58,6 +58,9 @@ class Reactor:
         wake_at = self._wake_at()
         if wake_at is not None:
             wait_s = min(wait_s, max(0.0, wake_at - self._clock()))
+        if not self._handlers:
+            # A poll of no sockets returns at once.
+            time.sleep(wait_s)
         # Rounded up, or the loop would spin through the last millisecond.
         for source, _ in self._poller.poll(int(wait_s * 1000 + 0.999)):
             entry = self._handlers.get(source)

@@ -187,7 +187,7 @@ Item = tuple[str, int, int]  # class, number, cost
 
 NAMES = ("a", "b", "c")
 QUANTA = st.fixed_dictionaries({name: st.integers(1, 8) for name in NAMES})
-ITEMS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 12)), max_size=60)
+ITEMS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 12)), min_size=10, max_size=40)
 
 
 def numbered(items: list[tuple[str, int]]) -> list[Item]:
@@ -243,7 +243,7 @@ def test_shares_order_and_bounds_while_items_come_and_go(data: st.DataObject) ->
     # Cost served of both classes of a pair since both have had work.
     shared = {pair: Counter[str]() for pair in combinations(NAMES, 2)}
     number = 0
-    for offers, budget in data.draw(st.lists(st.tuples(ITEMS, st.integers(1, 40)), max_size=10)):
+    for offers, budget in data.draw(st.lists(st.tuples(ITEMS, st.integers(1, 40)), min_size=2, max_size=8)):
         for name, cost in offers:
             item = (name, number, cost)
             number += 1

@@ -175,7 +175,7 @@ def test_a_beat_read_after_its_connection_broke_does_not_make_the_death_slow() -
     assert changes == [(PEER, SUSPECT), (PEER, DEAD)]
 
 
-def test_a_peer_that_beats_is_alive_while_its_connection_is_down() -> None:
+def test_a_peer_that_beats_is_alive_while_its_connection_is_down_and_dies_by_its_silence() -> None:
     watching = watcher()
     watching.join(PEER, 1, 0)
     watching.down(PEER, 0)
@@ -183,6 +183,9 @@ def test_a_peer_that_beats_is_alive_while_its_connection_is_down() -> None:
         watching.beat(PEER, 1, now, now)
         watching.poll(now)
         assert watching.state(PEER) == ALIVE
+    fell_silent = 2 * DOWN_DEAD_S - 1
+    assert pass_time(watching, fell_silent, fell_silent + DOWN_DEAD_S - 1) == [(PEER, SUSPECT)]
+    assert watching.poll(fell_silent + DOWN_DEAD_S) == [(PEER, DEAD)]
 
 
 # Sequences and incarnations
@@ -379,7 +382,7 @@ STEPS = st.tuples(
 )
 
 
-@given(st.lists(STEPS, max_size=60))
+@given(st.lists(STEPS, min_size=20, max_size=60))
 def test_states_are_what_the_whole_history_says(steps: list[tuple[int, str, bytes]]) -> None:
     watching = watcher()
     now, told = 0, {PEER: ALIVE, OTHER: ALIVE}

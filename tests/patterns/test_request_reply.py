@@ -94,6 +94,26 @@ def test_ids_go_on_after_the_largest_one() -> None:
     assert received[:2] == (ID_MAX, "last")
 
 
+def test_a_requester_learns_its_realm_from_the_first_reply_it_awaits_if_it_may() -> None:
+    requester: Requester[str] = Requester(first_id=1, learn_realm=True)
+    _, first = requester.request(b"", "", deadline=1.0)
+    foreign = Replier[str](OTHER_REALM).reply(first[:4] + bytes(8) + first[12:], b"")
+    assert requester.receive(foreign) is None
+    assert requester.realm == NO_REALM
+    requester.receive(reply_to(first))
+    assert requester.realm == REALM
+    _, second = requester.request(b"", "", deadline=1.0)
+    requester.receive(Replier[str](OTHER_REALM).reply(second, b""))
+    assert requester.realm == REALM
+
+
+@pytest.mark.parametrize(("realm", "learn_realm"), [(NO_REALM, False), (OTHER_REALM, True)])
+def test_a_requester_that_may_not_learn_or_knows_its_realm_keeps_it(realm: bytes, learn_realm: bool) -> None:
+    requester: Requester[str] = Requester(first_id=1, realm=realm, learn_realm=learn_realm)
+    requester.receive(reply_to(requester.request(b"", "", deadline=1.0)[1]))
+    assert requester.realm == realm
+
+
 @pytest.mark.parametrize("first_id", [-1, ID_MAX + 1])
 def test_a_first_id_that_no_frame_can_carry_is_refused(first_id: int) -> None:
     with pytest.raises(LocalError):

@@ -407,7 +407,7 @@ CHANGES = st.tuples(st.integers(0, KEYS - 1), st.none() | st.integers(0, 3), st.
 
 
 @given(
-    changes=st.lists(CHANGES, max_size=40),
+    changes=st.lists(CHANGES, min_size=10, max_size=40),
     damage=st.sampled_from([0, 0.05]),
     loss=st.sampled_from([0, 0.3]),
     repeat=st.sampled_from([0, 0.3]),

@@ -323,7 +323,8 @@ def test_a_transfer_does_what_a_list_of_all_chunks_would(data: st.DataObject) ->
     size = data.draw(st.integers(0, 8 * CHUNK))
     credit_bytes = data.draw(st.integers(CHUNK, 5 * CHUNK))
     moving, model = Transfer(size, CHUNK, credit_bytes), Model(size, credit_bytes)
-    for kind in data.draw(st.lists(st.sampled_from(["ask", "arrive", "arrive", "fail", "resume"]))):
+    kinds = st.sampled_from(["ask", "ask", "ask", "arrive", "arrive", "arrive", "fail", "resume"])
+    for kind in data.draw(st.lists(kinds, min_size=15, max_size=60)):
         on_the_way = model.on_the_way()
         if kind == "ask":
             limit = data.draw(st.integers(0, 5))
