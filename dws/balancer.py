@@ -11,7 +11,7 @@ which belong to the parts.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from random import Random
 from typing import Any, Final
@@ -94,6 +94,8 @@ class Balancer:
         self.rng = rng
         self._policy = POLICIES[config.policy]()
         self.counters: Counter[str] = Counter()
+        self.counted_elsewhere: Mapping[str, Mapping[str, int]] = {}
+        """Where → what the shell's sockets counted, for reports."""
         self.catalog = Catalog(records)
         self.loads = Loads(config)
         self.members = Members(head, config, now)

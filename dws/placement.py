@@ -24,7 +24,7 @@ from dws.membership import Members
 from dws.messages import ANY, Abort, Await, Error, Outcome, PutPage, Record, Remove, Reserve, Reserved
 from dws.names import make_version
 from dws.replication import Replication
-from dws.requests import fault_of_names, fault_of_pages
+from dws.requests import conflict_text, fault_of_names, fault_of_pages
 from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
 
 #: Ids that ended as conflict or never, remembered in memory; the oldest go first.
@@ -79,7 +79,7 @@ class Placement:
         conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
         failing = self._failing(conditions, visible_only=True)
         if failing:
-            return Error(Conflict.code, _conflict_text(failing), names=failing)
+            return Error(Conflict.code, conflict_text(failing), names=failing)
         skip = [index for index, page in enumerate(request.pages) if self._is_same(page, request.copies)]
         for index in skip:
             name = request.pages[index].name
@@ -238,7 +238,7 @@ class Placement:
         failing = self._failing(batch.conditions, visible_only=False)
         if failing:
             batch.names = failing
-            batch.text = _conflict_text(failing)
+            batch.text = conflict_text(failing)
             unwritten = [self._overlay[name][0] for name in failing if name in self._overlay]
             batch.after = max(unwritten, default=0)
             if unwritten:
@@ -395,9 +395,3 @@ class Placement:
         for batch in self._batches.values():
             assert batch.state in (OPEN, DECIDING, DOOMED)
             assert batch.state != DECIDING or batch.after in handed
-
-
-def _conflict_text(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"the visible version is not the expected one: {shown}"
-

@@ -76,8 +76,9 @@ class Report:
         uploads = balancer.loads.upload([server.number for server in servers if server.state == ALIVE])
         counters = dict(balancer.counters)
         counters["orders open"] = balancer.orders.open_orders()
-        for name, count in balancer.members.counters.items():
-            counters[f"heartbeat {name}"] = count
+        counted = {"heartbeat": balancer.members.counters, **balancer.counted_elsewhere}
+        for where, counts in counted.items():
+            counters |= {f"{where} {name}": count for name, count in counts.items()}
         return ClusterStatus(
             self._head.cluster, self._head.epoch, balancer.placement.decision, self._config.policy,
             self._config.copies, len(balancer.catalog.pages), balancer.catalog.bytes_visible, copies,

@@ -38,3 +38,8 @@ def fault_of_pages(request: Reserve) -> Error | None:
     if len(names) > 1 and any(page.size < 0 for page in request.pages):
         return Error(BadRequest.code, "a page of unknown size is a batch by itself")
     return None
+
+
+def conflict_text(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"the visible version is not the expected one: {shown}"

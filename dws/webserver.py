@@ -9,7 +9,7 @@ promises (store.py says what they are).
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
@@ -126,6 +126,8 @@ class WebServer:
         self.store = store
         self.book = LoadBook(config.period_s, now)
         self.counters: Counter[str] = Counter()
+        self.counted_elsewhere: Mapping[str, Mapping[str, int]] = {}
+        """Where → what the shell's sockets counted, for reports."""
         self.gate = Gate(store.identity.cluster or bytes(16), store.identity.incarnation)
         self._config = config
         self._beat_s = config.beat_s
@@ -283,7 +285,10 @@ class WebServer:
 
     def _stats(self, request: NodeStats, now: float) -> NodeStatsAre:
         book = self.book
-        counters: dict[str, float] = {f"gate {name}": n for name, n in self.gate.counters.items()}
+        counted = {"gate": self.gate.counters, **self.counted_elsewhere}
+        counters: dict[str, float] = {
+            f"{where} {name}": count for where, counts in counted.items() for name, count in counts.items()
+        }
         counters |= dict(self.counters) | {"copies failed": self._copies.failed}
         counters |= {"served": book.served, "failed": book.failed, "bytes sent": book.bytes_sent}
         age_s = book.period_s - book.left_s(now)

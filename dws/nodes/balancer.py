@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from dws.events import (
     Tick,
     Unanswered,
 )
-from dws.limits import FRAME_MAX_BYTES
+from dws.limits import FRAME_MAX_BYTES, SERVERS_MAX
 from dws.messages import Error, Hello, Locate, encode
 from dws.nodes.catalog_store import LmdbCatalogStore, write_rebuilt
 from dws.nodes.endpoints import advertised, announce, bind_in_a_row, is_endpoint, withdraw
@@ -56,6 +56,9 @@ _ROUND_ANSWERS = 64
 _QUEUE_DECISIONS = 100_000
 _BATCH_DECISIONS = 1_000
 _CLIENTS, _SERVERS = 0, 1
+#: A PUSH, both ends of its monitor, a DEALER.
+_SOCKETS_A_SERVER = 4
+_SOCKETS_MORE = 64
 
 
 class BalancerSettings(Struct):
@@ -94,6 +97,7 @@ def _serve(settings: BalancerSettings, store: LmdbCatalogStore, host: str) -> in
         return [decision.number for decision in decisions]
 
     node = BalancerNode(settings, machine, host, head.cluster, commit)
+    machine.counted_elsewhere = node.counters
     pages = len(machine.catalog.pages)
     text = f"cluster {head.cluster.hex()[:8]}, epoch {head.epoch}, {pages} pages"
     try:
@@ -160,6 +164,7 @@ class BalancerNode:
         self._settings = settings
         self._cluster = cluster
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, _SOCKETS_A_SERVER * SERVERS_MAX + _SOCKETS_MORE)
         try:
             clients = make_socket(self._context, zmq.ROUTER, frame_max_bytes=FRAME_MAX_BYTES)
             servers = make_socket(self._context, zmq.ROUTER, frame_max_bytes=FRAME_MAX_BYTES)
@@ -178,6 +183,13 @@ class BalancerNode:
         self._calls: Calls[Any] = Calls(
             self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES
         )
+        self.counters: dict[str, Mapping[str, int]] = {
+            "clients": self._services[_CLIENTS].counters,
+            "servers": self._services[_SERVERS].counters,
+            "calls": self._calls.counters,
+            "replies": requester.counters,
+        }
+        """What the sockets counted, for reports."""
         self._links: dict[int, _Link] = {}
         self._writer: Writer[Decision, int] = Writer(
             self._context, "dws-writer", commit, {"decisions": (1, _QUEUE_DECISIONS)}, _BATCH_DECISIONS
@@ -344,10 +356,11 @@ class BalancerNode:
 
     def _do_ask(self, effect: Ask) -> None:
         link = self._links.get(effect.server)
-        if link is None:
-            self._handle(Unanswered(effect.tag))
-            return
         deadline = time.monotonic() + effect.timeout_s
+        if link is None:
+            # Nobody to send it to: it expires like any other that is not answered.
+            self._calls.requester.request(b"", effect.tag, deadline)
+            return
         self._calls.call(link.pages_endpoint, encode(effect.message), effect.tag, deadline)
 
     def _do_persist(self, effect: Persist) -> None:
@@ -365,14 +378,18 @@ class BalancerNode:
         try:
             self._link(effect)
         except zmq.ZMQError as error:
-            # Too many sockets or files: this server cannot be used, the others can.
+            # Too many sockets or open files: this server cannot be used, the others can.
             self.machine.counters["servers not connected"] += 1
             _log.error("cannot connect to server %d: %s", effect.server, error)
 
     def _link(self, effect: Connect) -> None:
         self._calls.link(effect.pages_endpoint)
         push = make_socket(self._context, zmq.PUSH, frame_max_bytes=FRAME_MAX_BYTES)
-        monitor = Monitor(push)
+        try:
+            monitor = Monitor(push)
+        except zmq.ZMQError:
+            push.close(0)
+            raise
         push.connect(effect.jobs_endpoint)
         self._links[effect.server] = _Link(push, monitor, effect.pages_endpoint)
         self._reactor.add(monitor.socket, lambda limit: self._drain_monitor(effect.server), 1)

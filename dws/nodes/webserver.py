@@ -121,6 +121,11 @@ class WebServerNode:
         self._calls: Calls[Any] = Calls(
             self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES
         )
+        self.server.counted_elsewhere = {
+            "pages": self._service.counters,
+            "calls": self._calls.counters,
+            "replies": requester.counters,
+        }
         bytes_max = config.write_queue_bytes
         self._writer: Writer[Write, OpResult] = Writer(
             self._context,
@@ -293,7 +298,12 @@ class WebServerNode:
 
     def _do_ask_peer(self, effect: AskPeer) -> None:
         deadline = time.monotonic() + effect.timeout_s
-        self._calls.call(effect.endpoint, encode(effect.message), (False, effect.tag), deadline)
+        try:
+            self._calls.call(effect.endpoint, encode(effect.message), (False, effect.tag), deadline)
+        except zmq.ZMQError:
+            # A job named no endpoint, or there are too many sockets.
+            self.server.counters["peers not connected"] += 1
+            self._handle(PeerUnanswered(effect.tag))
 
     def _do_write(self, effect: Write) -> None:
         if not self._writer.submit(effect.kind, effect, max(1, effect.cost_bytes)):
