@@ -38,11 +38,13 @@ Examples:
               help="Upload this directory at the first start.")
 @click.option("--restart", type=click.Choice(["always", "never"]), default="always", show_default=True,
               help="Whether to start again a node that dies: after 3 s, doubling to 60 s.")
+@click.option("--rebuild", is_flag=True,
+              help="Make the catalog anew from what the web servers hold; see `dws serve balancer --help`.")
 @click.option("--log-level", metavar="LEVEL", help="Of the nodes: debug, info, warning or error.")
 @config_options
 def run(
     webservers: int, data: Path, host: str, advertise: str, port: str, site: Path | None,
-    restart: str, log_level: str | None, pairs: tuple[str, ...], **flags: Any,
+    restart: str, rebuild: bool, log_level: str | None, pairs: tuple[str, ...], **flags: Any,
 ) -> int:  # fmt: skip
     """Run a balancer and web servers on this machine, until Ctrl-C or SIGTERM.
 
@@ -59,6 +61,7 @@ def run(
             config=config_of(settings, flags, pairs),
             site=site,
             restart=restart == "always",
+            rebuild=rebuild,
             log_level=settings.get("log_level", log_level),
         ),
         say=lambda line: print(line, flush=True),

@@ -71,8 +71,6 @@ from dws.sync import Sync
 TICK_S: Final = 0.1
 _PROBE_TIMEOUT_S: Final = 1.0
 _RETRY_S: Final = 0.1
-#: Added to the load of a suspect server: chosen only where no other holder lives.
-_SUSPECT_S: Final = 1e6
 
 
 class Balancer:
@@ -367,13 +365,8 @@ class Balancer:
             server.synced = self.sync.is_live(server.number)
             if server.synced != before or server.heard == SUSPECT:
                 effects.append(Log("info", f"{server.name} is {server.state}"))
-            self._set_load(server)
+            self.loads.open(server.number, server.live)
         return effects + self.placement.servers_changed(now)
-
-    def _set_load(self, server: Server) -> None:
-        self.loads.open(server.number, server.live)
-        if server.live and server.heard == SUSPECT:
-            self.loads.download[server.number] += _SUSPECT_S
 
     def _add(self, server: Server) -> None:
         self.catalog.add_server(server.number)

@@ -43,7 +43,7 @@ class Batch(Struct):
     records: dict[str, Record] = {}
     found: dict[int, set[str]] = {}  # server → names of this batch that it reported
     ordered: dict[int, int] = {}  # backup → the source it was told to copy from
-    failed: set[int] = set()  # backups that could not
+    failed: dict[int, float] = {}  # backup that could not copy → when it may be asked again
     waiters: list[tuple[int, int, float]] = []  # token, seen, until
     after: int = 0  # decision whose fsync ends DECIDING or DOOMED
     text: str = ""

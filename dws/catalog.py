@@ -123,11 +123,15 @@ class Catalog:
 
     # -- who holds what --------------------------------------------------------------
 
-    def hold(self, server: int, name: str, version: int, now: float) -> bool:
-        """The server was reported to hold this record. False if that was known."""
+    def hold(self, server: int, record: Record, now: float) -> bool:
+        """The server was reported to hold this record. False if that was known.
+
+        A record of the visible version with other bytes is none of its copies, but a stray.
+        """
+        name, version = record.name, record.version
         picture = self.pictures[server]
         entry = self.pages.get(name)
-        if entry is not None and entry.version == version:
+        if entry is not None and entry.version == version and entry.digest == record.digest:
             if server in entry.holders:
                 return False
             self._set_holders(entry, tuple(sorted((*entry.holders, server))))

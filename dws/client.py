@@ -91,7 +91,7 @@ class Operation:
     def tick(self, now: float) -> list[Send]:
         if self.finished:
             return []
-        if now >= self.deadline:
+        if now >= self.ends_at:
             self.fail(self.late())
             return []
         if self._pause_until is not None and now >= self._pause_until:
@@ -99,8 +99,12 @@ class Operation:
             return self.resume(now)
         return []
 
+    @property
+    def ends_at(self) -> float:
+        return self.deadline
+
     def wake_at(self) -> float:
-        return self.deadline if self._pause_until is None else min(self.deadline, self._pause_until)
+        return self.ends_at if self._pause_until is None else min(self.ends_at, self._pause_until)
 
     def late(self) -> DwsError:
         """What the deadline's passing means at this point."""

@@ -132,7 +132,9 @@ class Config(Struct, frozen=True, kw_only=True):
             (0 < self.probe_s <= self.period_s, "0 < probe_s <= period_s"),
             (all(0 < part < 1 for part in self.probe_fractions), "probe_fractions between 0 and 1"),
             (self.stage_idle_s > 0 and self.garbage_s > 0, "stage_idle_s and garbage_s > 0"),
-            (self.rebuild_quiet_s > 0, "rebuild_quiet_s > 0"),
+            (self.rebuild_quiet_s > 0 and self.behind_s > 0, "rebuild_quiet_s and behind_s > 0"),
+            (self.batch_memory_s >= 0 and self.quota_bytes >= 0, "batch_memory_s and quota_bytes >= 0"),
+            (min(self.open_batches_max, self.copies_at_once) >= 1, "open_batches_max, copies_at_once >= 1"),
             (self.job_window >= 1 and self.job_reissue_s > 0, "job_window >= 1 and job_reissue_s > 0"),
             (0 <= self.free_reserve < 1, "0 <= free_reserve < 1"),
             (

@@ -26,7 +26,7 @@ from patterns.transfer import Transfer
 _ANSWER_S: Final = 10.0
 _TRIES_MAX: Final = 3
 
-#: Tag of every request and write of a copy: ("copy", batch version, what, details…).
+#: Tag of every request and write of a copy: ("copy", its key, what, details…).
 Tag = tuple[object, ...]
 
 
@@ -42,16 +42,19 @@ class _Large(Struct):
 
 
 class Copying:
-    """One Copy job. new_handle: a name for a staged file; credit_bytes: the most on the way at once."""
+    """One Copy job. key: stands for it in tags, since the same batch may be copied anew from another source;
+    new_handle: a name for a staged file; credit_bytes: the most on the way at once."""
 
     def __init__(
         self,
+        key: int,
         source: ServerRef,
         records: list[Record],
         decision: int,
         new_handle: Callable[[], int],
         credit_bytes: int,
     ) -> None:
+        self.key = key
         self.decision = decision
         self.version = records[0].version
         self.batch = records[0].batch
@@ -188,11 +191,11 @@ class Copying:
 
     def _write(self, handle: int, offset: int, data: memoryview) -> Write:
         self._writes += 1
-        tag = ("copy", self.version, "write")
+        tag = ("copy", self.key, "write")
         return Write("copy", WriteStaged(handle, offset, data), tag, len(data))
 
     def _peer(self, message: Fetch | Digests | Read, what: str, detail: int = 0) -> AskPeer:
-        return AskPeer(self.source.endpoint, message, ("copy", self.version, what, detail), _ANSWER_S)
+        return AskPeer(self.source.endpoint, message, ("copy", self.key, what, detail), _ANSWER_S)
 
 
 def _grouped(records: list[Record]) -> list[list[Record]]:

@@ -5,6 +5,7 @@ stored batch or a report of failure. What must not: how one copy is fetched and
 checked (copying.py).
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -29,6 +30,7 @@ class CopyJobs:
         self._new_handle = new_handle
         self._epoch = 0
         self._running: dict[int, Copying] = {}
+        self._keys = itertools.count(1)
         self._waiting: deque[Copy] = deque()
 
     def begin_epoch(self, epoch: int) -> Effects:
@@ -42,13 +44,21 @@ class CopyJobs:
         return effects
 
     def add(self, job: Copy) -> Effects:
-        """Take a job; one that runs or waits already is one job, one too many is issued again later."""
+        """Take a job; one too many is issued again later. One that runs or waits already is one job, but
+        from another source it begins anew: the balancer has given up the first."""
         version = job.records[0].version
-        known = version in self._running or any(each.records[0].version == version for each in self._waiting)
-        if known or len(self._waiting) >= _WAITING_MAX:
+        for waiting in self._waiting:
+            if waiting.records[0].version == version:
+                waiting.source = job.source
+                return []
+        running = next((each for each in self._running.values() if each.version == version), None)
+        if running is not None and running.source == job.source:
             return []
+        if len(self._waiting) >= _WAITING_MAX:
+            return []
+        dropped = self._drop(running) if running is not None else []
         self._waiting.append(job)
-        return self._start()
+        return dropped + self._start()
 
     def _start(self) -> Effects:
         effects: Effects = []
@@ -56,19 +66,20 @@ class CopyJobs:
         while self._waiting and len(self._running) < config.copies_at_once:
             job = self._waiting[0]
             copying = Copying(
-                job.source, job.records, job.decision, self._new_handle, config.copy_credit_bytes
-            )
+                next(self._keys), job.source, job.records, job.decision, self._new_handle,
+                config.copy_credit_bytes,
+            )  # fmt: skip
             memory_bytes = sum(each.memory_bytes for each in self._running.values()) + copying.memory_bytes
             if self._running and memory_bytes > config.staged_memory_bytes:
                 break
             self._waiting.popleft()
-            self._running[copying.version] = copying
+            self._running[copying.key] = copying
             effects += copying.ask()
         return effects
 
     def answered(self, tag: tuple[Any, ...], message: Any, data: memoryview) -> Effects:
-        _, version, what, detail = tag
-        copying = self._running.get(version)
+        _, key, what, detail = tag
+        copying = self._running.get(key)
         if copying is None:
             return []
         effects: Effects = []
@@ -86,8 +97,8 @@ class CopyJobs:
         return effects + self._go_on(copying)
 
     def unanswered(self, tag: tuple[Any, ...]) -> Effects:
-        _, version, what, detail = tag
-        copying = self._running.get(version)
+        _, key, what, detail = tag
+        copying = self._running.get(key)
         if copying is None:
             return []
         try:
@@ -95,36 +106,40 @@ class CopyJobs:
         except CopyFault as fault:
             return self._fail(copying, str(fault))
 
-    def written(self, version: int, result: OpResult) -> Effects:
+    def written(self, key: int, result: OpResult) -> Effects:
         """A chunk was written to a staged file."""
-        copying = self._running.get(version)
+        copying = self._running.get(key)
         if copying is None:
             return []
         copying.written()
         return self._fail(copying, result.text) if result.code else self._go_on(copying)
 
-    def stored(self, version: int, result: OpResult) -> Effects:
+    def stored(self, key: int, result: OpResult) -> Effects:
         """The batch was stored, or refused."""
-        copying = self._running.get(version)
+        copying = self._running.get(key)
         if copying is None:
             return []
         if result.code:
             return self._fail(copying, result.text)
-        del self._running[version]
+        del self._running[key]
         return self._start()
 
     def _go_on(self, copying: Copying) -> Effects:
         if not copying.done:
             return copying.ask()
         op = StoreBatch(copying.all_blobs, self._incarnation, self._epoch, copying.decision)
-        return [Write("copy", op, ("copied", copying.version), copying.memory_bytes)]
+        return [Write("copy", op, ("copied", copying.key), copying.memory_bytes)]
 
     def _fail(self, copying: Copying, text: str) -> Effects:
-        del self._running[copying.version]
         self.failed += 1
         report = CopyFailed(self._incarnation, copying.batch, copying.version, text)
         effects: Effects = [Report(report, ("copy-failed",), REPORT_TIMEOUT_S), Log("warning", text)]
-        return effects + _discard(copying.handles) + self._start()
+        return effects + self._drop(copying) + self._start()
+
+    def _drop(self, copying: Copying) -> Effects:
+        """What still comes for it is late from now on."""
+        del self._running[copying.key]
+        return _discard(copying.handles)
 
     def check(self) -> None:
         assert len(self._running) <= self._config.copies_at_once

@@ -13,7 +13,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from dws.client import HOLDER_TIMEOUT_S, Directory, Operation, Send
-from dws.errors import DwsError, IntegrityError, NotFound, TimedOut, Unavailable, from_code
+from dws.errors import BadRequest, DwsError, IntegrityError, NotFound, TimedOut, Unavailable, from_code
 from dws.limits import CHUNK_BYTES, MIB
 from dws.messages import NO_ROOM, DigestList, Digests, Error, Fetch, Fetched, Locate, Located, Read, ReadData
 from patterns.transfer import Transfer
@@ -62,9 +62,14 @@ class LocatePages(Operation):
         if tag[1] != self._round:
             return []
         if isinstance(message, Error):
+            if message.retry_s:
+                self._why = message.text
+                return self.pause(now, message.retry_s)
             self.fail(from_code(message.code, message.text))
             return []
-        assert isinstance(message, Located)
+        if not self._is_answer(message):
+            self.fail(BadRequest("the balancer answered a lookup with something else"))
+            return []
         self.directory.learn(message)
         missing = [name for name, page in zip(self._names, message.pages, strict=True) if page is None]
         if missing:
@@ -80,6 +85,13 @@ class LocatePages(Operation):
             return self.pause(now, later.retry_s)
         found = zip(self._names, message.pages, strict=True)
         return self.located([Page(name, *page) for name, page in found if page is not None], now)
+
+    def _is_answer(self, message: Any) -> bool:
+        if not isinstance(message, Located) or len(message.pages) != len(self._names):
+            return False
+        if message.later:
+            return all(later.index < len(self._names) for later in message.later)
+        return all(page is None or page[4] for page in message.pages)
 
     def unanswered(self, tag: Any, now: float) -> list[Send]:
         if tag[1] != self._round:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from dws.effects import Effects, Log, Report, Write
 from dws.errors import WrongCluster
 from dws.messages import Applied, Error, Hello, Stored, Welcome
-from dws.store import PageStore, Remember
+from dws.store import OpResult, PageStore, Remember
 from patterns.snapshot import Feed
 
 REPORT_TIMEOUT_S: Final = 2.0
@@ -85,7 +85,8 @@ class Following:
             known, self._refusal = self._refusal, refusal
             return [Log("error", f"not joining: {refusal}")] if refusal != known else []
         self._refusal = ""
-        if message.epoch in (self.epoch, self._remembering):
+        told_before = message.epoch == self.epoch and message.decision <= self._store.identity.decision
+        if told_before or message.epoch == self._remembering:
             return []
         self._remembering = message.epoch
         op = Remember(message.cluster, message.epoch, message.nonce, message.decision)
@@ -98,12 +99,20 @@ class Following:
         identity = self._store.identity
         if identity.cluster and welcome.cluster != identity.cluster:
             return f"the balancer is of cluster {welcome.cluster.hex()}, we are of {identity.cluster.hex()}"
-        if welcome.epoch < identity.start_epoch or welcome.decision < identity.decision:
+        if (welcome.epoch, welcome.nonce) == (identity.start_epoch, identity.start_nonce):
+            # A job that overtook this welcome may have told a higher decision.
+            return ""
+        if welcome.epoch <= identity.start_epoch or welcome.decision < identity.decision:
             return (
                 f"the balancer's catalog is behind, at epoch {welcome.epoch}, decision {welcome.decision}; "
                 f"this server was told epoch {identity.start_epoch}, decision {identity.decision}"
             )
         return ""
+
+    def remembered(self, welcome: Welcome, result: OpResult) -> bool:
+        """What a welcome told is on disk, if it could be written: whether a new epoch begins with it."""
+        self._remembering = 0
+        return not result.code and welcome.epoch != self.epoch
 
     def begin(self, welcome: Welcome) -> Effects:
         """The new start is on disk: from now on only its batches and jobs are taken."""
@@ -122,11 +131,9 @@ class Following:
         since = self._feed.poll(now)
         if since is None:
             return []
-        changes = self._store.changes(since, _CHANGES_MAX)
-        if changes is None:
-            # The log no longer reaches back; beats will show the balancer that it must compare.
-            self._feed.unanswered(now)
-            return []
+        # Where the log no longer reaches back, beats show the balancer that it must compare manifests;
+        # its answers to empty reports tell when it has.
+        changes = self._store.changes(since, _CHANGES_MAX) or []
         records = 0
         for count, change in enumerate(changes):
             records += len(change.added) + len(change.dropped)

@@ -10,6 +10,7 @@ whose holder was absent.
 """
 
 from collections.abc import Callable
+from itertools import islice
 
 from dws.catalog import Catalog
 from dws.config import Config
@@ -41,6 +42,7 @@ class Garbage:
         self._is_open = is_open
         self._serial = 0
         self._dropping: dict[int, dict[int, list[Dropped]]] = {}
+        self._reached: dict[int, tuple[int, int]] = {}  # server → strays that this round passed, and spared
         self.spared: dict[int, int] = {}
         """Server → strays from before a rebuild that are kept and reported."""
 
@@ -49,17 +51,23 @@ class Garbage:
         if self._dropping.get(number) or not self._orders.has_room(number):
             return
         due: list[Dropped] = []
-        spared = 0
-        for looked_at, ((name, version), since) in enumerate(self._catalog.pictures[number].strays.items()):
-            if since + self._config.garbage_s > now or len(due) == BATCH_MAX_PAGES or looked_at == _SWEEP_MAX:
+        begin, spared = self._reached.get(number, (0, 0))
+        strays = islice(self._catalog.pictures[number].strays.items(), begin, begin + _SWEEP_MAX)
+        looked_at = 0
+        for (name, version), since in strays:
+            if since + self._config.garbage_s > now or len(due) == BATCH_MAX_PAGES:
                 break
-            if self._is_open(version):
-                continue
+            looked_at += 1
             if self._from_before_rebuild(name, version):
                 spared += 1
-                continue
-            due.append(Dropped(name, version))
-        self.spared[number] = spared
+            elif not self._is_open(version) and not self._is_visible(name, version):
+                due.append(Dropped(name, version))
+        if looked_at == _SWEEP_MAX:
+            # Those that stay must not hide what lies behind them from every sweep.
+            self._reached[number] = (begin + looked_at - len(due), spared)
+        else:
+            self._reached.pop(number, None)
+            self.spared[number] = spared
         if due:
             self._serial += 1
             self._dropping.setdefault(number, {})[self._serial] = due
@@ -72,6 +80,12 @@ class Garbage:
             if not any(self._catalog.holds(number, each.name, each.version) for each in records):
                 del drops[serial]
                 self._orders.done(number, ("drop", serial))
+
+    def _is_visible(self, name: str, version: int) -> bool:
+        """A copy of the visible version that differs from it counts for nothing; but which one is damaged
+        is not for this part to say."""
+        entry = self._catalog.pages.get(name)
+        return entry is not None and entry.version == version
 
     def _from_before_rebuild(self, name: str, version: int) -> bool:
         if not self._head.rebuilt:

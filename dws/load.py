@@ -20,6 +20,11 @@ _RTT_NEW = 0.3
 #: What a server is taken to need for a page before it has said so.
 _SERVICE_S = 50e-6
 _RTT_S = 500e-6
+#: A service time this many times the mean, or its reciprocal, is a slower or faster machine.
+_SERVICE_FAR = 3.0
+#: For placing uploads, servers nearer than this are equally near: what differs below it is the
+#: moment's noise, and would outweigh the bytes stored.
+_RTT_NEAR_S = 10e-3
 
 
 class ServerLoad:
@@ -50,6 +55,8 @@ class Loads:
         self.per_page_s: list[float] = []
         self.servers: dict[int, ServerLoad] = {}
         self._open: set[int] = set()
+        self._service_s: dict[int, float] = {}
+        self._service_sum_s = 0.0
 
     def add(self, number: int) -> None:
         if number in self.servers:
@@ -82,13 +89,27 @@ class Loads:
         load.reserved_bytes = 0
         load.waiting = beat.waiting
         load.beat = beat
-        load.per_page_s = (beat.service_s or _SERVICE_S) / beat.workers
+        load.per_page_s = self._service(number, (beat.service_s or _SERVICE_S) / beat.workers)
         self.per_page_s[number] = load.per_page_s
         self._refresh(number)
 
+    def _service(self, number: int, own_s: float) -> float:
+        """A server's service time a page: the cluster's mean, unless its own is far from that.
+
+        Readers are shared out as one over the service time. Among equal machines
+        differences of it are noise, and feed themselves: a server that is asked for
+        more pages at a time looks faster, and is asked for still more.
+        """
+        self._service_sum_s += own_s - self._service_s.get(number, 0.0)
+        self._service_s[number] = own_s
+        mean_s = self._service_sum_s / len(self._service_s)
+        return mean_s if mean_s / _SERVICE_FAR < own_s < mean_s * _SERVICE_FAR else own_s
+
     def probed(self, number: int, rtt_s: float) -> None:
         load = self.servers[number]
-        load.rtt_s += _RTT_NEW * (rtt_s - load.rtt_s)
+        change_s = _RTT_NEW * (rtt_s - load.rtt_s)
+        load.rtt_s += change_s
+        self.download[number] += change_s
 
     def restarted(self, number: int) -> None:
         """The server counts from zero again."""
@@ -137,7 +158,7 @@ class Loads:
         terms = (
             (config.weight_stored, {n: self._stored(n) for n in numbers}),
             (config.weight_visits, {n: self._visits(n) for n in numbers}),
-            (config.weight_rtt, {n: self.servers[n].rtt_s for n in numbers}),
+            (config.weight_rtt, {n: max(_RTT_NEAR_S, self.servers[n].rtt_s) for n in numbers}),
         )
         loads = dict.fromkeys(numbers, 0.0)
         for weight, values in terms:

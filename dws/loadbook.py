@@ -9,7 +9,8 @@ from typing import Final
 
 #: Pages counted one by one in a period; visits to further pages count in the totals only.
 _PAGES_MAX: Final = 200_000
-_SERVICE_NEW: Final = 0.1
+#: What is left, at the next beat, of the weight of all earlier rounds: a window of some ten beats.
+_AGING: Final = 0.9
 
 
 class LoadBook:
@@ -23,8 +24,9 @@ class LoadBook:
         self.served = 0
         self.failed = 0
         self.bytes_sent = 0
-        self.service_s = 0.0
-        self.waiting = 0
+        self._busy_s = 0.0
+        self._busy_pages = 0.0
+        self._waiting = 0
 
     def visit(self, name: str, size_bytes: int) -> None:
         """One page (or one chunk of one) went out. On the data plane."""
@@ -40,9 +42,27 @@ class LoadBook:
 
     def round(self, requests: int, pages: int, busy_s: float) -> None:
         """One round of the loop: what it found waiting, what it served, how long that took."""
-        self.waiting = requests
+        self._waiting = requests
         if pages:
-            self.service_s += _SERVICE_NEW * (busy_s / pages - self.service_s)
+            self._busy_s += busy_s
+            self._busy_pages += pages
+
+    def sample(self) -> tuple[int, float]:
+        """(requests waiting, service time of a page in s), once a beat.
+
+        A mean over pages, not over rounds: one round that lost the processor for
+        a while would else outweigh hundreds of pages, and skew whom readers are
+        sent to.
+        """
+        waiting, self._waiting = self._waiting, 0
+        service_s = self._busy_s / self._busy_pages if self._busy_pages else 0.0
+        self._busy_s *= _AGING
+        self._busy_pages *= _AGING
+        return waiting, service_s
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
 
     def turn(self, now: float) -> bool:
         """Begin a new period if the old one is over. True if it did."""

@@ -8,13 +8,14 @@ A server is *joining* from the moment it is known until its copies are synced;
 then it is what the watcher says: alive, suspect or dead.
 """
 
+import re
 from collections import Counter
 from typing import Final
 
 from msgspec import Struct
 
 from dws.config import Config
-from dws.errors import BehindCatalog, DwsError, OverBound, Refused, Stale, WrongCluster
+from dws.errors import BadRequest, BehindCatalog, DwsError, OverBound, Refused, Stale, WrongCluster
 from dws.limits import REBUILD_EPOCH_STEP, SERVERS_MAX
 from dws.messages import Hello, ServerRef
 from dws.store import CatalogHead, KnownServer
@@ -27,6 +28,7 @@ SUSPECT: Final = heartbeat.SUSPECT
 DEAD: Final = heartbeat.DEAD
 CONTESTED: Final = "contested"
 
+_ENDPOINT: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 #: Beats of an older incarnation this long after a newer hello: two processes share one identity.
 _TWINS_AFTER_S: Final = 2.0
 
@@ -67,8 +69,9 @@ class Members:
         self._watcher = Watcher(config.suspect_s, config.down_dead_s, config.dead_s)
         self.by_number: dict[int, Server] = {}
         self.by_id: dict[bytes, Server] = {}
-        self.table = 1
-        """Rises whenever what clients are told of servers changes."""
+        self.table = head.epoch << 32
+        """Rises whenever what clients are told of servers changes; never the same in two epochs, or a
+        client would take its old table for the one after a restart."""
         self._counters: Counter[str] = Counter()
         for known in head.servers:
             server = self._register(known)
@@ -96,6 +99,9 @@ class Members:
         was last told; decision: our highest decision number.
         """
         known = self.by_id.get(hello.server)
+        for endpoint in (hello.pages_endpoint, hello.jobs_endpoint):
+            if not _ENDPOINT.fullmatch(endpoint):
+                return BadRequest(f"{hello.name} announces {endpoint!r}, no endpoint of the form tcp://HOST:PORT")
         if hello.cluster and hello.cluster != self._head.cluster:
             return WrongCluster(
                 f"server {hello.name} belongs to cluster {hello.cluster.hex()}, this catalog is of "
@@ -119,12 +125,17 @@ class Members:
             return Refused(f"{hello.name} brings {hello.pages} pages of no cluster: use --rebuild to adopt")
         if known is not None and hello.incarnation < known.incarnation:
             return Stale(f"{hello.name} was seen in a later incarnation; is its directory in use twice?")
-        namesake = next((s for s in self.by_number.values() if s.name == hello.name), None)
-        if namesake is not None and namesake.id != hello.server and namesake.heard != DEAD:
+        if any(self._is_namesake(server, hello) for server in self.by_number.values()):
             return Refused(f"the name {hello.name} is another server's; start this one with another --name")
         if known is None and len(self.by_id) >= SERVERS_MAX:
             return OverBound(f"this catalog knows {SERVERS_MAX} servers, the bound")
         return None
+
+    def _is_namesake(self, server: Server, hello: Hello) -> bool:
+        """Whether the server is another one, and here, under the name that this hello brings."""
+        return (server.name, bool(server.incarnation)) == (hello.name, True) and (
+            server.id != hello.server and server.heard != DEAD
+        )
 
     def _is_from_before_rebuild(self, hello: Hello) -> bool:
         # A rebuild raises the epoch by REBUILD_EPOCH_STEP, so it shows in the upper bits.

@@ -604,7 +604,7 @@ BalancerReply = (
     Located | Reserved | Outcome | Listing | Stated | Because | ClusterStatus | Pong | Error
 )  # fmt: skip
 ServerRequest = Hello | Stored | CopyFailed
-ServerReply = Welcome | Applied | Error
+ServerReply = Welcome | Applied | Pong | Error
 PageRequest = (
     Fetch | Read | Digests | Stage | Commit | Unstage | Sums | Manifest | NodeStats | Ping
 )  # fmt: skip

@@ -78,8 +78,8 @@ def record_hash(key: bytes, version: int) -> int:
     The key is already uniform, so mixing the version in by a multiplication
     (Fibonacci hashing) is enough to tell two versions of one page apart.
     """
-    mixed = (int.from_bytes(key[8:16]) ^ (version * _GOLDEN)) * _GOLDEN
-    return (mixed ^ (mixed >> 29)) & _MASK_64
+    mixed = (int.from_bytes(key[8:16]) ^ (version * _GOLDEN)) * _GOLDEN & _MASK_64
+    return mixed ^ (mixed >> 29)
 
 
 def sums_digest(sums: list[int]) -> int:

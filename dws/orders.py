@@ -11,9 +11,6 @@ from dws.messages import Copy, Drop, Dropped, Record, ServerRef, encode
 from dws.store import CatalogHead
 from patterns.jobs import Dispatcher
 
-#: Orders open for one server, on the way or waiting.
-_BACKLOG_MAX = 4096
-
 Key = tuple[str, int]
 
 
@@ -25,8 +22,10 @@ class Orders:
 
     def add_server(self, number: int) -> None:
         if number not in self._dispatchers:
+            # At most one copy for each open batch and one drop.
+            backlog_max = self._config.open_batches_max + 1
             self._dispatchers[number] = Dispatcher(
-                self._head.cluster, self._head.epoch, self._config.job_window, _BACKLOG_MAX,
+                self._head.cluster, self._head.epoch, min(self._config.job_window, backlog_max), backlog_max,
                 self._config.job_reissue_s,
             )  # fmt: skip
 

@@ -53,6 +53,7 @@ class Outbox:
         self._large = deque(i for i in self._wanted if not 0 <= items[i].size <= CHUNK_BYTES)
         self._again: deque[int] = deque()
         self._sent: dict[int, tuple[list[StagePart], Any]] = {}
+        self._acknowledged: dict[int, int] = {}  # page → bytes that the server said it has
         self._serial = 0
         self._outstanding_bytes = 0
         self._current: tuple[int, Transfer] | None = None
@@ -131,9 +132,7 @@ class Outbox:
             if transfer.size is not None and offset >= transfer.size:
                 transfer.arrive(offset)
                 continue
-            data = self._items[index].source.read(offset, CHUNK_BYTES)
-            if len(data) < CHUNK_BYTES and transfer.size is None:
-                transfer.ends_at(offset + len(data))
+            data = self._chunk(index, offset, transfer)
             if not data and offset:
                 transfer.arrive(offset)
                 continue
@@ -144,6 +143,20 @@ class Outbox:
         if transfer.done:
             self._current = None
         return messages
+
+    def _chunk(self, index: int, offset: int, transfer: Transfer) -> Any:
+        item = self._items[index]
+        if transfer.size is None:
+            data = item.source.read(offset, CHUNK_BYTES)
+            if len(data) < CHUNK_BYTES:
+                transfer.ends_at(offset + len(data))
+            return data
+        length = min(CHUNK_BYTES, transfer.size - offset)
+        is_last = offset + length == transfer.size
+        data = item.source.read(offset, length + is_last)
+        if len(data) != length:
+            raise OSError(f"{item.name} has changed its size while it was read")
+        return data
 
     def _message(self, parts: list[StagePart], data: Any) -> tuple[int, list[StagePart], Any]:
         self._serial += 1
@@ -156,6 +169,13 @@ class Outbox:
         if serial in self._sent and serial not in self._again:
             self._again.append(serial)
 
+    def is_lost(self, serial: int, have: int) -> bool:
+        """Whether the server has less of the message's last page than it had before."""
+        if serial not in self._sent:
+            return False
+        last = self._sent[serial][0][-1]
+        return have < last.offset and have < self._acknowledged.get(last.page, 0)
+
     def acknowledged(self, serial: int, have: int) -> bool:
         """The server has this many bytes of the message's last page. False: the message was too early."""
         if serial not in self._sent:
@@ -166,6 +186,7 @@ class Outbox:
             self.failed(serial)
             return False
         del self._sent[serial]
+        self._acknowledged[last.page] = max(self._acknowledged.get(last.page, 0), last.offset + last.length)
         self._outstanding_bytes -= len(data)
         self.bytes_done += len(data)
         if self._current is not None and last.page == self._current[0]:

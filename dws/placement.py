@@ -12,6 +12,7 @@ never stays never: ids that ended otherwise are refused for this epoch.
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from dws.batch import CONFLICT, DECIDING, DOOMED, NEVER, OPEN, VISIBLE, Batch
@@ -30,6 +31,8 @@ from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
 #: Ids that ended as conflict or never, remembered in memory; the oldest go first.
 _REFUSED_MAX: Final = 100_000
 _RETRY_S: Final = 0.1
+#: Copies seen and patience of one who waits for the last word, however long a write takes.
+_THE_END: Final = (1 << 30, inf)
 
 
 class Placement:
@@ -79,7 +82,9 @@ class Placement:
         conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
         failing = self._failing(conditions, visible_only=True)
         if failing:
-            return Error(Conflict.code, conflict_text(failing), names=failing)
+            text = conflict_text(failing)
+            self._remember(request.batch, Outcome(CONFLICT, 0, 0, request.copies, text=text, names=failing))
+            return Error(Conflict.code, text, names=failing)
         skip = [index for index, page in enumerate(request.pages) if self._is_same(page, request.copies)]
         for index in skip:
             name = request.pages[index].name
@@ -100,8 +105,9 @@ class Placement:
         batch = self._batches.get(request.batch)
         if batch is None:
             return self._collect(Answer(token, self._ended(request.batch) or self._refuse(request.batch)))
-        if len(self._replication.holders(batch)) > request.seen or self._replication.is_lost(batch):
-            return self._collect(Answer(token, self._outcome(batch)))
+        outcome = self._outcome(batch)
+        if outcome.stored > request.seen or outcome.lost:
+            return self._collect(Answer(token, outcome))
         batch.waiters.append((token, request.seen, now + request.patience_s))
         return self._collect()
 
@@ -109,31 +115,30 @@ class Placement:
         batch = self._batches.get(request.batch)
         if batch is None:
             return self._collect(Answer(token, self._ended(request.batch) or self._refuse(request.batch)))
-        batch.waiters.append((token, 1 << 30, batch.deadline))
+        batch.waiters.append((token, *_THE_END))
         if batch.state == OPEN:
-            batch.text = "aborted by the client"
+            stored = len(self._replication.holders(batch))
+            batch.text = f"{stored} of {batch.copies} copies were stored when the client gave up"
             self._end(batch, "abort")
         return self._collect()
 
     def remove(self, token: int, request: Remove, now: float) -> Effects:
         batch = self._batches.get(request.batch)
         if batch is not None:
-            batch.waiters.append((token, 1 << 30, batch.deadline))
+            batch.waiters.append((token, *_THE_END))
             return self._collect()
-        ended = self._ended(request.batch)
-        if ended is not None:
-            return self._collect(Answer(token, ended))
-        if request.epoch != self._head.epoch:
-            return self._collect(Answer(token, self._stale()))
-        fault = fault_of_names([page.name for page in request.pages])
-        if fault is not None:
-            return self._collect(Answer(token, fault))
+        refusal: Outcome | Error | None = self._ended(request.batch)
+        if refusal is None and request.epoch != self._head.epoch:
+            refusal = self._stale()
+        refusal = refusal or fault_of_names([page.name for page in request.pages])
+        if refusal is not None:
+            return self._collect(Answer(token, refusal))
         names = list(dict.fromkeys(page.name for page in request.pages))
         conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
         batch = Batch(
             request.batch, self._next_version(), {}, conditions, names, 0, now + request.deadline_s
         )
-        batch.waiters.append((token, 1 << 30, batch.deadline))
+        batch.waiters.append((token, *_THE_END))
         self._open(batch)
         self._review(batch, now)
         return self._collect()
@@ -158,8 +163,8 @@ class Placement:
 
     def copy_failed(self, number: int, version: int, text: str, now: float) -> Effects:
         batch = self._by_version.get(version)
-        if batch is not None and self._replication.copy_failed(batch, number):
-            self._log("warning", f"copy of batch {batch.id.hex()[:8]} failed: {text}")
+        if batch is not None and self._replication.copy_failed(batch, number, now):
+            self._effects.append(Log("warning", f"copy of batch {batch.id.hex()[:8]} failed: {text}"))
             self._review(batch, now)
         return self._collect()
 
@@ -203,6 +208,8 @@ class Placement:
                 batch.text = f"{stored} of {batch.copies} copies were stored by the deadline"
                 self._end(batch, "deadline")
                 continue
+            if batch.failed:
+                self._review(batch, now)
             due = [waiter for waiter in batch.waiters if now >= waiter[2]]
             if due:
                 batch.waiters = [waiter for waiter in batch.waiters if now < waiter[2]]
@@ -228,11 +235,12 @@ class Placement:
         if batch.state != OPEN:
             return
         holders = self._replication.holders(batch)
-        if batch.pages and len(holders) < batch.copies:
-            self._replication.order_copies(batch, holders, self.decision)
-            self._tell(batch, len(holders))
-            return
-        self._decide(batch, now)
+        if len(holders) < batch.copies and batch.pages:
+            self._replication.order_copies(batch, holders, self.decision, now)
+            self._tell(batch)
+        else:
+            self._decide(batch, now)
+            self._tell(batch)
 
     def _decide(self, batch: Batch, now: float) -> None:
         failing = self._failing(batch.conditions, visible_only=False)
@@ -339,7 +347,7 @@ class Placement:
         holders = self._replication.holders(batch)
         stored = batch.copies if batch.state == VISIBLE else len(holders)
         state = OPEN if batch.state in (DECIDING, DOOMED) else batch.state
-        lost = state == OPEN and self._replication.is_lost(batch)
+        lost = batch.state == OPEN and self._replication.is_lost(batch)
         return Outcome(state, batch.version, stored, batch.copies, lost, batch.text, batch.names)
 
     def _ended(self, batch_id: bytes) -> Outcome | None:
@@ -361,11 +369,13 @@ class Placement:
         if len(self._refused) > _REFUSED_MAX:
             self._refused.popitem(last=False)
 
-    def _tell(self, batch: Batch, stored: int) -> None:
+    def _tell(self, batch: Batch) -> None:
         """Answer those who wait for more copies, or who should know that the primary is lost."""
+        if not batch.waiters or batch.state not in (OPEN, DECIDING, DOOMED):
+            return
         outcome = self._outcome(batch)
         for waiter in list(batch.waiters):
-            if stored > waiter[1] or outcome.lost:
+            if outcome.stored > waiter[1] or outcome.lost:
                 batch.waiters.remove(waiter)
                 self._effects.append(Answer(waiter[0], outcome))
 
@@ -378,9 +388,6 @@ class Placement:
         if self._counter >= 1 << COUNTER_BITS:
             raise OverflowError("all versions of this epoch are used: restart the balancer")
         return make_version(self._head.epoch, self._counter)
-
-    def _log(self, level: str, text: str) -> None:
-        self._effects.append(Log(level, text))
 
     def _collect(self, *more: Effect) -> Effects:
         effects = [*self._effects, *more]

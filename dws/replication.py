@@ -18,6 +18,8 @@ from dws.orders import Orders
 from dws.policy import choose_targets
 
 _RETRY_S: Final = 0.1
+#: How long a backup that could not copy a batch is not asked again: its trouble may pass.
+_FAILED_REST_S: Final = 1.0
 
 
 class Replication:
@@ -48,7 +50,7 @@ class Replication:
         batch.found.setdefault(number, set()).add(record.name)
         return True
 
-    def order_copies(self, batch: Batch, holders: list[int], decision: int) -> None:
+    def order_copies(self, batch: Batch, holders: list[int], decision: int, now: float) -> None:
         """Have the copies made that are missing; orders to or from servers that died are replaced."""
         for number, source_number in list(batch.ordered.items()):
             if number in holders or not self.is_candidate(number) or source_number not in holders:
@@ -57,7 +59,8 @@ class Replication:
             return
         source = self._members.by_number[holders[0]]
         missing = batch.copies - len(holders) - len(batch.ordered)
-        taken = {*holders, *batch.ordered, *batch.failed}
+        resting = {number for number, until in batch.failed.items() if now < until}
+        taken = {*holders, *batch.ordered, *resting}
         preferred = [number for number in batch.targets if self.is_candidate(number)]
         spare = self._by_upload_load(self._candidates(batch.size_bytes))
         backups = [number for number in dict.fromkeys([*preferred, *spare]) if number not in taken]
@@ -66,12 +69,12 @@ class Replication:
             records = list(batch.records.values())
             self._orders.copy(number, batch.version, source.ref(), records, decision)
 
-    def copy_failed(self, batch: Batch, number: int) -> bool:
-        """A backup cannot copy it: not to be ordered there again. False if it was not ordered."""
+    def copy_failed(self, batch: Batch, number: int, now: float) -> bool:
+        """A backup could not copy it: for a while others are asked. False if it was not ordered."""
         if number not in batch.ordered:
             return False
         self.cancel(batch, number)
-        batch.failed.add(number)
+        batch.failed[number] = now + _FAILED_REST_S
         return True
 
     def cancel(self, batch: Batch, number: int) -> None:

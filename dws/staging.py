@@ -166,6 +166,13 @@ class Staging:
             self._memory_by_peer.pop(upload.peer, None)
         return [page.handle for page in upload.pages.values() if page.handle]
 
+    def end_of(self, batch: bytes, handle: int) -> list[int]:
+        """`end`, if this staged file is of the upload that is open under this batch id now."""
+        upload = self._uploads.get(batch)
+        if upload is None or all(page.handle != handle for page in upload.pages.values()):
+            return []
+        return self.end(batch)
+
     def expired(self, now: float, keep_epoch: int) -> list[bytes]:
         """Uploads without progress for stage_idle_s, or of another epoch."""
         idle = now - self._config.stage_idle_s

@@ -91,7 +91,7 @@ class Sync:
         mine = session.mine[bucket]
         for record in answer.records:
             if bucket_of(page_key(record.name)) == bucket:
-                self._catalog.hold(number, record.name, record.version, now)
+                self._catalog.hold(number, record, now)
                 mine.discard((record.name, record.version))
         session.cursor = answer.after
         if not answer.after:
@@ -142,13 +142,15 @@ class Sync:
                 for dropped in change.dropped:
                     self._catalog.release(number, dropped.name, dropped.version)
                 for record in change.added:
-                    self._catalog.hold(number, record.name, record.version, now)
+                    self._catalog.hold(number, record, now)
                 fresh.append(change)
         return Applied(follower.applied), fresh
 
     def beat(self, server: Server, number: int, digest: int, now: float) -> Effects:
         """A heartbeat's word on the manifest; asks anew if it proves the picture wrong."""
         session = self._sessions[server.number]
+        if session.follower.state != LIVE:
+            return []  # a picture half loaded has no sums to compare, or to remember
         agrees = True
         if number == session.follower.applied:
             if session.digest[0] != number:

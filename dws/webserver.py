@@ -17,7 +17,7 @@ from msgspec import Struct
 from dws.config import Config
 from dws.copyjobs import CopyJobs
 from dws.effects import Answer, AnswerData, Effects, Log, Publish, Write
-from dws.errors import DwsError, NotHeld, OverBound, Stale, TryAgain
+from dws.errors import NotHeld, OverBound, Stale
 from dws.following import Endpoints, Following
 from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES
 from dws.loadbook import LoadBook
@@ -26,7 +26,6 @@ from dws.messages import (
     NOT_HELD,
     Beat,
     Commit,
-    Committed,
     Copy,
     DigestList,
     Digests,
@@ -43,16 +42,14 @@ from dws.messages import (
     Read,
     ReadData,
     Stage,
-    Staged,
     Sums,
     SumsAre,
     Unstage,
-    Unstaged,
     Welcome,
 )
-from dws.names import epoch_of, sums_digest
-from dws.staging import Staging
-from dws.store import DiscardStaged, DropRecords, OpResult, PageStore, StoreBatch
+from dws.names import sums_digest
+from dws.store import DropRecords, OpResult, PageStore
+from dws.uploads import Uploads
 from patterns.jobs import Gate
 
 _RETRY_S: Final = 0.1
@@ -131,11 +128,9 @@ class WebServer:
         self.gate = Gate(store.identity.cluster or bytes(16), store.identity.incarnation)
         self._config = config
         self._beat_s = config.beat_s
-        self._staging = Staging(config)
+        self._uploads = Uploads(name, store, config, lambda: self._following.epoch)
         self._following = Following(name, store, endpoints, now)
-        self._copies = CopyJobs(store.identity.incarnation, config, self._staging.new_handle)
-        self._committing: dict[bytes, list[int]] = {}  # batch → tokens that wait for its commit
-        self._upload_bytes = 0  # handed to the writer, not yet written
+        self._copies = CopyJobs(store.identity.incarnation, config, self._uploads.new_handle)
         self._beat_at = now
         self._sums_digest = (-1, 0)
         self._handlers: dict[type[Any], Callable[[Any, float], Effects]] = {
@@ -207,11 +202,11 @@ class WebServer:
         token, message = event.token, event.message
         match message:
             case Stage():
-                return self._stage(event, now)
+                return self._uploads.stage(event.peer, token, message, event.data, now)
             case Commit():
-                return self._commit(token, message, now)
+                return self._uploads.commit(token, message)
             case Unstage():
-                return [Answer(token, Unstaged()), *self._discard(self._staging.end(message.batch))]
+                return self._uploads.unstage(token, message)
             case Digests():
                 joined = self.store.digest_list(message.name, message.version)
                 if joined is None:
@@ -230,56 +225,6 @@ class WebServer:
                 return [Answer(token, ManifestPage(message.bucket, records, after))]
         raise AssertionError(f"no handler for {type(message).__name__}")
 
-    def _stage(self, event: PeerAsked, now: float) -> Effects:
-        request: Stage = event.message
-        try:
-            self._fence(request.version, request.incarnation)
-            if self._upload_bytes + len(event.data) > self._config.write_queue_bytes:
-                raise TryAgain("the disk is behind")
-            page, have, writes = self._staging.stage(event.peer, request, event.data, now)
-        except DwsError as error:
-            return [Answer(event.token, Error(error.code, str(error), _RETRY_S))]
-        if not writes:
-            return [Answer(event.token, Staged(page, have))]
-        # Answered when the last write is done, so that the sender keeps the disk's pace.
-        effects: Effects = []
-        for write in writes:
-            last = write is writes[-1]
-            self._upload_bytes += len(write.data)
-            tag = ("staged", event.token if last else 0, page, have, len(write.data))
-            effects.append(Write("upload", write, tag, len(write.data)))
-        return effects
-
-    def _commit(self, token: int, request: Commit, now: float) -> Effects:
-        waiting = self._committing.get(request.batch)
-        if waiting is not None:
-            waiting.append(token)
-            return []
-        try:
-            self._fence(request.version, request.incarnation)
-            if all(self.store.record(page.name, request.version) for page in request.pages):
-                return [Answer(token, Committed(self.store.number))]
-            blobs = self._staging.blobs(request)
-        except DwsError as error:
-            effects: Effects = [Answer(token, Error(error.code, str(error), _RETRY_S))]
-            return effects if isinstance(error, NotHeld) else effects + self._abandon(request.batch)
-        self._committing[request.batch] = [token]
-        op = StoreBatch(blobs, request.incarnation, epoch_of(request.version))
-        cost = sum(len(blob.data) for blob in blobs if blob.data is not None)
-        return [Write("upload", op, ("commit", request.batch), cost)]
-
-    def _fence(self, version: int, incarnation: int) -> None:
-        if incarnation != self.store.identity.incarnation:
-            raise Stale(f"{self.name} has restarted since this batch was placed here")
-        if epoch_of(version) != self.epoch:
-            raise Stale(f"the batch is of epoch {epoch_of(version)}, {self.name} is in {self.epoch}")
-
-    def _abandon(self, batch: bytes) -> Effects:
-        return self._discard(self._staging.end(batch))
-
-    def _discard(self, handles: list[int]) -> Effects:
-        return [Write("upload", DiscardStaged(handles), ("discarded",), 0)] if handles else []
-
     def _not_held(self, name: str) -> Error:
         return Error(NotHeld.code, f"{self.name} does not hold this version of {name}")
 
@@ -289,7 +234,10 @@ class WebServer:
         counters: dict[str, float] = {
             f"{where} {name}": count for where, counts in counted.items() for name, count in counts.items()
         }
-        counters |= dict(self.counters) | {"copies failed": self._copies.failed}
+        counters |= dict(self.counters) | {
+            "copies failed": self._copies.failed,
+            "uploads expired": self._uploads.expired,
+        }
         counters |= {"served": book.served, "failed": book.failed, "bytes sent": book.bytes_sent}
         age_s = book.period_s - book.left_s(now)
         hot, hot_last = book.hot(request.top), book.hot(request.top, last=True)
@@ -321,24 +269,18 @@ class WebServer:
         what, *details = event.tag
         result = event.result
         self._following.changed()
-        error = Error(result.code, result.text, _RETRY_S) if result.code else None
         if what == "staged":
-            token, page, have, size_bytes = details
-            self._upload_bytes -= size_bytes
-            return [Answer(token, error or Staged(page, have))] if token else []
+            return self._uploads.written(event.tag, result)
         if what == "commit":
-            (batch,) = details
-            tokens = self._committing.pop(batch)
-            handles = self._staging.end(batch)
-            answers: Effects = [Answer(token, error or Committed(self.store.number)) for token in tokens]
-            return answers + (self._discard(handles) if error else [])
+            return self._uploads.committed(details[0], result)
         if what == "copy":
             return self._copies.written(details[0], result)
         if what == "copied":
             return self._copies.stored(details[0], result)
         if what == "remembered":
-            return self._begin_epoch(details[0])
-        if error is not None:
+            welcome = details[0]
+            return self._begin_epoch(welcome) if self._following.remembered(welcome, result) else []
+        if result.code:
             self.counters[f"{what}: {result.code}"] += 1
         return []
 
@@ -370,10 +312,7 @@ class WebServer:
             self._beat_at = max(self._beat_at + self._beat_s, now)
             self.book.turn(now)
             effects.append(Publish(self._beat(event.figures, now)))
-            for batch in self._staging.expired(now, self.epoch):
-                if batch not in self._committing:
-                    self.counters["uploads expired"] += 1
-                    effects += self._abandon(batch)
+            effects += self._uploads.expire(now)
         return effects
 
     def _beat(self, figures: Figures, now: float) -> Beat:
@@ -382,14 +321,13 @@ class WebServer:
             number, sums = self.store.summary()
             self._sums_digest = (number, sums_digest(sums))
         pages, bytes_stored, bytes_free = self.store.usage()
-        waiting, book.waiting = book.waiting, 0
+        waiting, service_s = book.sample()
         return Beat(
-            *self._sums_digest, book.served, book.failed, waiting, book.service_s, 1,
+            *self._sums_digest, book.served, book.failed, waiting, service_s, 1,
             bytes_stored, bytes_free, pages, book.visits, book.visits_last, book.left_s(now),
             figures.cpu_share, book.bytes_sent, figures.write_age_s, figures.read_age_s,
         )  # fmt: skip
 
     def check(self) -> None:
-        self._staging.check()
-        assert self._upload_bytes >= 0
+        self._uploads.check()
         self._copies.check()

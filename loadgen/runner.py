@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Struct
 
 import dws
-from dws.errors import DwsError, TimedOut, Unreachable
+from dws.errors import ConfigError, DwsError, TimedOut, Unreachable
 from dws.limits import BATCH_MAX_BYTES, GET_MAX_BYTES, LOCATE_MAX_NAMES
 from dws.names import name_fault
 from loadgen.plan import Plan, PlanError, in_order_of_popularity, upload_name
@@ -71,6 +71,8 @@ def survey(
             if wanted is not None:
                 return Site(servers, _known(client, list(dict.fromkeys(wanted))))
             found = {record.name: record.size for record in client.list()}
+    except ConfigError as error:
+        raise PlanError(str(error)) from error
     except DwsError as error:
         raise RunError(str(error), unreachable=type(error).__name__ in UNREACHABLE) from error
     if not found:

@@ -129,12 +129,8 @@ def _write_all(client: "Client", wanted: Sequence[Wanted], bar: output.ProgressB
                     missing.append(page.name)
         bar.shift_pages += len(group)
         bar.shift_bytes += sum(max(0, page.size) for page in group)
-        bar.show(
-            bar.shift_pages,
-            bar.shift_bytes,
-            pages=len(wanted),
-            total_bytes=sum(max(0, page.size) for page in wanted) or None,
-        )
+        if bar.shift_bytes:
+            bar.show(bar.shift_pages, bar.shift_bytes, pages=len(wanted))
     return missing
 
 

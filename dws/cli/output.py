@@ -145,20 +145,16 @@ class ProgressBar:
     def __call__(self, told: "Progress") -> None:
         """Takes what the client tells of a put or a download."""
         copies = f", copies {told.copies_stored}/{told.copies}" if told.copies else ""
-        self.show(
-            self.shift_pages + told.pages_done,
-            self.shift_bytes + told.bytes_done,
-            pages=self._pages or told.pages,
-            total_bytes=self._bytes or told.bytes,
-            note=copies,
-        )
+        pages, size = self.shift_pages + told.pages_done, self.shift_bytes + told.bytes_done
+        self.show(pages, size, pages=self._pages or told.pages, total_bytes=told.bytes, note=copies)
 
     def show(
-        self, pages_done: int, bytes_done: int, *, pages: int, total_bytes: int | None, note: str = ""
+        self, pages_done: int, bytes_done: int, *, pages: int, total_bytes: int | None = None, note: str = ""
     ) -> None:
         if self._bar is not None:
             done = f"{pages_done:,}/{pages_text(pages)}{note}"
-            self._bar.update(self._task, completed=bytes_done, total=total_bytes, note=done)
+            total = self._bytes or total_bytes
+            self._bar.update(self._task, completed=bytes_done, total=total, note=done)
 
 
 def _bar() -> "Bar":

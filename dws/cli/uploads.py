@@ -1,19 +1,21 @@
 """put: files and directories become pages.
 
-What lives here: flags, conditions, and the report. What must not: which name each
-file gets (trees.py), and batches, which are the client's.
+What lives here: flags, conditions, and the report. What must not: which page each
+file becomes (dws/nodes/trees.py), and batches, which are the client's.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dws.cli import output, trees
+from dws.cli import output
 from dws.cli.session import Session, client_options, json_option, pass_session
 from dws.errors import DwsError
 from dws.messages import ABSENT
 from dws.names import check_name, format_version, parse_version
+from dws.nodes.trees import PlannedFile, scan
 
 if TYPE_CHECKING:
     from dws.nodes.client import Progress
@@ -59,14 +61,14 @@ def put(
         if len(paths) > 1:
             raise click.UsageError("- (standard input) goes alone, with its name in --to")
         return _put_stdin(session, to, condition, options, dry_run)
-    plan = trees.plan_put(paths, to)
+    plan = scan(paths, to)
     if if_version and len(plan) != 1:
         raise click.UsageError(f"--if-version is for one page, and these are {len(plan):,}")
     if dry_run:
         return _show_plan(session, plan)
     if len(plan) == 1:
         [page] = plan
-        options["modified"] = {page.name: page.modified}
+        options["modified"] = {page.name: page.path.stat().st_mtime}
         return _put_one(session, page.name, page.path, condition, options)
     _put_many(session, plan, options | {"if_absent": if_absent})
 
@@ -83,9 +85,8 @@ def _put_one(
     _report(session, result.bytes, result.copies, len(result.skipped), pages=1, version=version)
 
 
-def _put_many(session: Session, plan: list[trees.Planned], options: dict[str, Any]) -> None:
+def _put_many(session: Session, plan: Sequence[PlannedFile], options: dict[str, Any]) -> None:
     """Many files, several batches at a time. Each batch is atomic, all are not: a failure says how far."""
-    files = [(page.name, page.path, page.size) for page in plan]
     stored = 0
 
     def progress(told: "Progress") -> None:
@@ -95,7 +96,7 @@ def _put_many(session: Session, plan: list[trees.Planned], options: dict[str, An
 
     with session.client() as client, output.ProgressBar("put") as bar:
         try:
-            result = client.upload_files(files, on_progress=progress, **options)
+            result = client.upload_files(plan, on_progress=progress, **options)
         except DwsError:
             if stored:
                 output.warn(
@@ -148,7 +149,7 @@ def _copies(session: Session, flag: str | None) -> dict[str, int]:
     return {"copies": session.settings.config({"copies": flag}).copies}
 
 
-def _show_plan(session: Session, plan: list[trees.Planned]) -> None:
+def _show_plan(session: Session, plan: Sequence[PlannedFile]) -> None:
     if session.json:
         return output.emit_json_list(
             {"name": page.name, "path": str(page.path), "size": page.size} for page in plan

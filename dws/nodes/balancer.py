@@ -22,7 +22,7 @@ from dws import messages
 from dws.balancer import Balancer
 from dws.config import Config
 from dws.effects import Answer, Ask, Connect, Disconnect, Log, Persist, Push, Rebuilt
-from dws.errors import BadRequest, Refused, TryAgain
+from dws.errors import BadRequest, TryAgain
 from dws.events import (
     Answered,
     Beaten,
@@ -35,9 +35,9 @@ from dws.events import (
     Unanswered,
 )
 from dws.limits import FRAME_MAX_BYTES, SERVERS_MAX
-from dws.messages import Error, Hello, Locate, encode
+from dws.messages import Error, Locate, encode
 from dws.nodes.catalog_store import LmdbCatalogStore, write_rebuilt
-from dws.nodes.endpoints import advertised, announce, bind_in_a_row, is_endpoint, withdraw
+from dws.nodes.endpoints import advertised, announce, bind_in_a_row, withdraw
 from dws.nodes.refusals import refuse
 from dws.rebuild import Rebuild
 from dws.store import Decision
@@ -116,6 +116,8 @@ def _rebuild(settings: BalancerSettings, host: str) -> bool:
         old.close()
     machine = Rebuild(epoch, expected, settings.config, os.urandom(16), time.monotonic())
     node = BalancerNode(settings, machine, host, NO_REALM, lambda decisions: [])
+    # The balancer that follows is to be found where this was announced.
+    settings.port = int(node.endpoint.rpartition(":")[2])
     try:
         node.run("waiting for web servers to rebuild the catalog from")
     finally:
@@ -138,10 +140,6 @@ class _Link:
         self.push = push
         self.monitor = monitor
         self.pages_endpoint = pages_endpoint
-
-
-def _can_be_reached(hello: Hello) -> bool:
-    return is_endpoint(hello.pages_endpoint) and is_endpoint(hello.jobs_endpoint)
 
 
 class BalancerNode:
@@ -254,11 +252,6 @@ class BalancerNode:
             self.machine.counters["malformed reports"] += 1
             reply = encode(Error(BadRequest.code, str(error)[:500]))
             self._services[_SERVERS].reply(peer, frame, reply)
-            return
-        if isinstance(message, Hello) and not _can_be_reached(message):
-            self.machine.counters["hello refused: endpoint"] += 1
-            text = f"{message.name} announces what is no endpoint of the form tcp://HOST:PORT"
-            self._services[_SERVERS].reply(peer, frame, encode(Error(Refused.code, text)))
             return
         self._defer(_SERVERS, peer, frame, message)
 
@@ -378,19 +371,22 @@ class BalancerNode:
         try:
             self._link(effect)
         except zmq.ZMQError as error:
-            # Too many sockets or open files: this server cannot be used, the others can.
+            # No endpoint, or too many sockets: this server cannot be used, the others can.
             self.machine.counters["servers not connected"] += 1
             _log.error("cannot connect to server %d: %s", effect.server, error)
 
     def _link(self, effect: Connect) -> None:
         self._calls.link(effect.pages_endpoint)
         push = make_socket(self._context, zmq.PUSH, frame_max_bytes=FRAME_MAX_BYTES)
+        monitor = None
         try:
             monitor = Monitor(push)
+            push.connect(effect.jobs_endpoint)
         except zmq.ZMQError:
+            if monitor is not None:
+                monitor.close()
             push.close(0)
             raise
-        push.connect(effect.jobs_endpoint)
         self._links[effect.server] = _Link(push, monitor, effect.pages_endpoint)
         self._reactor.add(monitor.socket, lambda limit: self._drain_monitor(effect.server), 1)
 

@@ -269,9 +269,15 @@ class Client:
             if on_progress is not None:
                 on_progress(progress)
 
+        # Nobody watches: one answer at the end is enough.
+        on_stored = None if on_progress is None else stored
+
         limit_s = timeout_s + (known / _SLOW_BYTES_S if known is not None else _STREAM_S)
         deadline = time.monotonic() + limit_s
-        return PutBatch(self._directory, deadline, self._new_id, items, copies, staged, stored), progress
+        operation = PutBatch(
+            self._directory, deadline, self._new_id, items, copies, staged, on_stored, timeout_s
+        )
+        return operation, progress
 
     def upload(
         self,

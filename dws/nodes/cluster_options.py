@@ -21,7 +21,12 @@ BALANCER_PORTS: Final = 3
 
 
 class ClusterOptions(Struct, frozen=True, kw_only=True):
-    """What cluster to run. `host` is what nodes bind and, unless `advertise` says otherwise, announce."""
+    """What cluster to run.
+
+    host: what nodes bind and, unless `advertise` says otherwise, announce.
+    site: a directory to upload at the first start.
+    rebuild: make the catalog anew from what the web servers hold, once, at this start.
+    """
 
     data: Path
     webservers: int = 4
@@ -30,6 +35,7 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     port: int = 5600
     config: Config = Config()
     site: Path | None = None
+    rebuild: bool = False
     restart: bool = True
     restart_first_s: float = 3.0
     restart_most_s: float = 60.0

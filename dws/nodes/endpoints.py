@@ -7,7 +7,6 @@ port with an error that helps, and node.json. What must not: protocol.
 import json
 import os
 import random
-import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,7 +19,6 @@ from dws.errors import ConfigError, Refused
 SERVERS_OFFSET: Final = 1
 BEATS_OFFSET: Final = 2
 _TRIES: Final = 50
-_ENDPOINT: Final = re.compile(r"tcp://[A-Za-z0-9][A-Za-z0-9._-]*:([0-9]{1,5})")
 
 
 def with_offset(endpoint: str, offset: int) -> str:
@@ -29,12 +27,6 @@ def with_offset(endpoint: str, offset: int) -> str:
     if parts.scheme != "tcp" or not parts.hostname or not parts.port:
         raise ConfigError(f"{endpoint!r} is no endpoint of the form tcp://HOST:PORT")
     return f"tcp://{parts.hostname}:{parts.port + offset}"
-
-
-def is_endpoint(endpoint: str) -> bool:
-    """Whether a socket can be told to connect there. What peers announce is not to be trusted."""
-    match = _ENDPOINT.fullmatch(endpoint)
-    return match is not None and 0 < int(match[1]) < 65_536
 
 
 def advertised(bind: str, advertise: str) -> str:

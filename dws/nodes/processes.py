@@ -175,6 +175,10 @@ class NodeProcess:
         except OSError:
             return []
 
+    def last_error(self) -> str:
+        """The last error among the last lines, or nothing."""
+        return next((line for line in reversed(self.tail()) if " ERROR " in line), "")
+
     def rotate_log(self) -> None:
         """Begin a new log, at the supervisor's start: NAME.log becomes NAME.log.1, and so on."""
         if self.log.exists() and self.log.stat().st_size:

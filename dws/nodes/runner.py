@@ -15,7 +15,7 @@ import zmq
 
 from dws import messages
 from dws.client import Directory, Operation, Send
-from dws.errors import DwsError, Unreachable, WrongThread
+from dws.errors import ConfigError, DwsError, Unreachable, WrongThread
 from dws.limits import FRAME_MAX_BYTES
 from dws.messages import encode
 from dws.upload import PutBatch
@@ -23,6 +23,8 @@ from patterns.request_reply import Requester
 from patterns.zeromq.calls import Calls
 
 _LONGEST_WAIT_S = 0.5
+#: Replies taken from one socket before the loop's caller may use what they brought.
+_REPLIES_A_ROUND = 8
 
 
 class Runner:
@@ -85,11 +87,12 @@ class Runner:
         expiry = self._calls.requester.wake_at()
         if expiry is not None:
             wake_at = min(wake_at, expiry)
-        # Replies first, then silence: what waited in a queue is no silence.
+        is_drained = True
         for socket, _ in self._poller.poll(max(0, int((wake_at - now) * 1000 + 0.999))):
-            self._receive(socket)
+            is_drained &= self._receive(socket)
         now = time.monotonic()
-        for _, (operation, tag) in self._calls.requester.expire(now):
+        # Replies first, then silence: what waits in a queue is no silence.
+        for _, (operation, tag) in self._calls.requester.expire(now) if is_drained else ():
             if operation in self._running:
                 self._send(operation, operation.unanswered(tag, now))
         for operation in list(self._running):
@@ -97,11 +100,13 @@ class Runner:
             if operation.finished:
                 self._running.discard(operation)
 
-    def _receive(self, socket: Any) -> None:
-        while True:
+    def _receive(self, socket: Any) -> bool:
+        """Take some replies; whether none is left. Each may ask for more, which may be here as soon: so
+        the caller must get its turn to take what arrived, or it piles up."""
+        for _ in range(_REPLIES_A_ROUND):
             received = self._calls.receive(socket)
             if received is None:
-                return
+                return True
             (operation, tag), body, frame = received
             if operation not in self._running:
                 continue
@@ -113,6 +118,7 @@ class Runner:
                 self._send(operation, operation.unanswered(tag, now))
                 continue
             self._send(operation, operation.answered(tag, message, data, now))
+        return False
 
     def _send(self, operation: Operation, sends: Sequence[Send]) -> None:
         now = time.monotonic()
@@ -125,7 +131,12 @@ class Runner:
                 self._send(operation, operation.unanswered(send.tag, now))
                 continue
             deadline = now + send.timeout_s
-            self._calls.call(endpoint, encode(send.message), (operation, send.tag), deadline, send.data)
+            try:
+                self._calls.call(endpoint, encode(send.message), (operation, send.tag), deadline, send.data)
+            except zmq.ZMQError as error:
+                if send.server == 0:
+                    raise ConfigError(f"cannot connect to {endpoint!r}: {error}") from None
+                self._send(operation, operation.unanswered(send.tag, now))
 
     def abandon(self, operation: PutBatch) -> None:
         """Tell the balancer that nobody waits for this batch any more, without waiting for its answer."""
@@ -137,7 +148,7 @@ class Runner:
     def raise_if_failed(self, operation: Operation) -> None:
         error = operation.error
         if isinstance(error, Unreachable):
-            where, tried_s = f"the balancer at {self._balancer}", operation.deadline - operation.began
+            where, tried_s = f"the balancer at {self._balancer}", time.monotonic() - operation.began
             raise Unreachable(f"no answer from {where} for {tried_s:.0f} s: is it running there?")
         if error is not None:
             raise error

@@ -54,6 +54,7 @@ _POLL_S: Final = 0.05
 _STILL_WAITING_S: Final = 5.0
 _STOP_WITHIN_S: Final = 10.0
 _SITES_FILE: Final = "sites.json"
+_REBUILD: Final = "--rebuild"
 
 
 class NodeInfo(Struct, frozen=True):
@@ -96,6 +97,8 @@ class Supervisor:
             self._start_balancer()
             self._start_webservers()
             self.wait_until_alive(self.options.start_timeout_s, starting=True)
+            balancer = self._nodes[0]
+            balancer.arguments = [each for each in balancer.arguments if each != _REBUILD]
             self._watcher = threading.Thread(target=self._watch, name="supervisor")
             self._watcher.start()
             if self.options.site is not None:
@@ -134,6 +137,7 @@ class Supervisor:
         if options.port:
             check_ports(options.host, options.port)
         arguments = [BALANCER, "--bind", address(options.host), "--port", str(options.port)]
+        arguments += [_REBUILD] if options.rebuild else []
         node = self._node(BALANCER, BALANCER, arguments)
         node.start()
         self._await_announced(node)
@@ -197,11 +201,17 @@ class Supervisor:
                     return
                 now = time.monotonic()
                 if now - began > timeout_s:
-                    raise TimedOut(f"not in sync after {timeout_s:g} s: {missing}; the logs say why")
+                    raise TimedOut(f"not in sync after {timeout_s:g} s: {missing}{self._troubles()}")
                 if now - told_at > _STILL_WAITING_S:
                     told_at = now
-                    self._say(f"waiting for {missing}")
+                    self._say(f"waiting for {missing}{self._troubles()}")
                 time.sleep(_POLL_S)
+
+    def _troubles(self) -> str:
+        """The last error that a node logged, the balancer's if it has one: most often why all wait."""
+        with self._guard:
+            found = [(node.log, node.last_error()) for node in self._nodes]
+        return next((f"\n  {log}: {line}" for log, line in found if line), "")
 
     def _not_alive(self, client: "Client") -> str:
         """Each node that is not up and in sync, and what it is instead; empty if there is none."""

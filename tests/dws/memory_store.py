@@ -9,7 +9,6 @@ from copy import deepcopy
 from random import Random
 from typing import Any
 
-from blake3 import blake3
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -26,8 +25,8 @@ from dws.store import (
     KnownServer,
     OpResult,
     PageStoreOp,
-    RememberedBatch,
     Remember,
+    RememberedBatch,
     StoreBatch,
     WriteStaged,
 )
@@ -52,7 +51,7 @@ class MemoryPageStore:
         self.held: dict[tuple[str, int], Held] = {}
         self.log: list[Change] = []
         self.staged: dict[int, bytearray] = {}
-        self._sums = (-1, [0])
+        self._summary = (-1, [0])
         self.restart()
 
     def restart(self) -> None:
@@ -86,18 +85,14 @@ class MemoryPageStore:
         held = self.held.get((name, version))
         return held.digests if held else None
 
-    def verify(self, name: str, version: int) -> bool:
-        held = self.held.get((name, version))
-        return held is not None and blake3(held.data).digest() == held.record.digest
-
-    def sums(self) -> list[int]:
-        if self._sums[0] != self.number:
+    def summary(self) -> tuple[int, list[int]]:
+        if self._summary[0] != self.number:
             sums = [0] * 256
             for name, version in self.held:
                 key = page_key(name)
                 sums[bucket_of(key)] = (sums[bucket_of(key)] + record_hash(key, version)) & MASK_64
-            self._sums = (self.number, sums)
-        return list(self._sums[1])
+            self._summary = (self.number, sums)
+        return self.number, list(self._summary[1])
 
     def manifest(self, bucket: int, after: bytes, limit: int) -> tuple[list[Record], bytes]:
         found = sorted(

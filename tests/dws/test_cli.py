@@ -19,7 +19,7 @@ from blake3 import blake3
 from click.testing import CliRunner, Result
 
 from dws import errors
-from dws.cli import downloads, exits, output, trees
+from dws.cli import downloads, exits, output
 from dws.cli.program import COMMANDS, program
 from dws.cli.session import Session
 from dws.cli.settings import SETTINGS, Settings, parse_bytes
@@ -27,6 +27,7 @@ from dws.config import Config
 from dws.messages import ABSENT, Because, Choice, ClusterStatus, Holder, PageStat, Record, ServerStatus
 from dws.names import format_version, make_version
 from dws.nodes.client import Progress
+from dws.nodes.trees import scan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -452,7 +453,7 @@ def test_names_from_paths(tmp_path: Path) -> None:
     (tmp_path / "site/empty").mkdir()
 
     def names(to: str, *paths: str) -> list[str]:
-        return [page.name for page in trees.plan_put([str(tmp_path / path) for path in paths], to)]
+        return [page.name for page in scan([str(tmp_path / path) for path in paths], to)]
 
     assert names("/", "site") == ["/.hidden", "/img/logo.svg", "/index.html"]
     assert names("/", "site/") == names("/", "site")
@@ -742,7 +743,7 @@ def test_status(run: Run) -> None:
     assert told["page_copies"] == [0, 0, 10, 0]
 
 
-def test_the_watch_says_when_it_has_lost_touch(client: FakeClient) -> None:
+def test_the_watch_says_when_it_has_lost_touch(run: Run, client: FakeClient) -> None:
     from dws.cli.cluster import Watch
 
     now = [100.0]
