@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from dws.effects import Effects, Log, Report, Write
-from dws.errors import WrongCluster
+from dws.errors import TryAgain, WrongCluster
 from dws.messages import Applied, Error, Hello, Stored, Welcome
 from dws.store import OpResult, PageStore, Remember
 from patterns.snapshot import Feed
@@ -25,6 +25,7 @@ _HELLO_AGAIN_S: Final = 5.0
 _REFUSED_AGAIN_S: Final = 1.0
 _REPORT_PAUSE_S: Final = 0.05
 _CHANGES_MAX: Final = 64
+_SILENT: Final = "silent"
 _RECORDS_MAX: Final = 2_000
 
 
@@ -74,16 +75,22 @@ class Following:
             self.hello_at = min(self.hello_at, now + _REPORT_PAUSE_S)
         return []
 
-    def unanswered(self, what: str, now: float) -> None:
+    def unanswered(self, what: str, now: float) -> Effects:
         if what == "stored":
             self._feed.unanswered(now)
+        if what == "hello" and not self.epoch and self._refusal != _SILENT:
+            self._refusal = _SILENT
+            return [Log("warning", "the balancer does not answer; trying on")]
+        return []
 
     def _welcomed(self, message: Any, now: float) -> Effects:
         refusal = _refusal_in(message) if isinstance(message, Error) else self._refuse(message)
         if refusal:
             self.hello_at = now + _REFUSED_AGAIN_S
             known, self._refusal = self._refusal, refusal
-            return [Log("error", f"not joining: {refusal}")] if refusal != known else []
+            passes = isinstance(message, Error) and message.code == TryAgain.code
+            level, what = ("info", "waiting") if passes else ("error", "not joining")
+            return [Log(level, f"{what}: {refusal}")] if refusal != known else []
         self._refusal = ""
         told_before = message.epoch == self.epoch and message.decision <= self._store.identity.decision
         if told_before or message.epoch == self._remembering:

@@ -160,7 +160,7 @@ class Reserve(_Message, tag="reserve"):
     batch: Id
     epoch: Epoch
     pages: Annotated[list[PutPage], Meta(min_length=1, max_length=BATCH_MAX_PAGES)]
-    copies: Annotated[int, Meta(ge=1, le=16)]
+    copies: Annotated[int, Meta(ge=0, le=16)]  # 0: as many as the cluster is set to
     deadline_s: Seconds
     avoid: Annotated[list[ServerNo], Meta(max_length=64)] = []
 
@@ -173,6 +173,7 @@ class Reserved(_Message, tag="reserved"):
     primary: ServerRef | None
     skip: Annotated[list[Count], Meta(max_length=BATCH_MAX_PAGES)]
     deadline_s: Seconds
+    copies: Count = 0
 
 
 class Await(_Message, tag="await"):

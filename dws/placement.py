@@ -22,7 +22,7 @@ from dws.effects import Answer, Effect, Effects, Log, Persist
 from dws.errors import Conflict, NeverStored, Stale, TryAgain
 from dws.limits import COUNTER_BITS
 from dws.membership import Members
-from dws.messages import ANY, Abort, Await, Error, Outcome, PutPage, Record, Remove, Reserve, Reserved
+from dws.messages import ANY, Abort, Await, Error, Outcome, Record, Remove, Reserve, Reserved
 from dws.names import make_version
 from dws.replication import Replication
 from dws.requests import conflict_text, fault_of_names, fault_of_pages
@@ -79,19 +79,20 @@ class Placement:
         fault = self._fault_of(request)
         if fault is not None:
             return fault
+        copies = request.copies or self._config.copies
         conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
         failing = self._failing(conditions, visible_only=True)
         if failing:
             text = conflict_text(failing)
-            self._remember(request.batch, Outcome(CONFLICT, 0, 0, request.copies, text=text, names=failing))
+            self._remember(request.batch, Outcome(CONFLICT, 0, 0, copies, text=text, names=failing))
             return Error(Conflict.code, text, names=failing)
-        skip = [index for index, page in enumerate(request.pages) if self._is_same(page, request.copies)]
+        skip = [index for index, page in enumerate(request.pages) if self._replication.has_already(page, copies)]
         for index in skip:
             name = request.pages[index].name
             conditions[name] = self._catalog.pages[name].version
         pages = {page.name: page for index, page in enumerate(request.pages) if index not in set(skip)}
         deadline = now + request.deadline_s
-        batch = Batch(request.batch, self._next_version(), pages, conditions, [], request.copies, deadline)
+        batch = Batch(request.batch, self._next_version(), pages, conditions, [], copies, deadline)
         if pages:
             targets = self._replication.targets(batch.size_bytes, batch.copies, set(request.avoid))
             if isinstance(targets, Error):
@@ -309,15 +310,6 @@ class Placement:
                 failing.append(name)
         return failing
 
-    def _is_same(self, page: PutPage, copies: int) -> bool:
-        """Whether the visible version already has these bytes on enough live servers."""
-        entry = self._catalog.pages.get(page.name)
-        if entry is None or not page.digest or page.digest != entry.digest:
-            return False
-        if page.content_type != entry.content_type:
-            return False
-        return sum(self._members.by_number[number].live for number in entry.holders) >= copies
-
     # -- answers -------------------------------------------------------------------------------------
 
     def _reserve_again(self, batch: Batch, request: Reserve, now: float) -> Reserved | Error:
@@ -341,7 +333,7 @@ class Placement:
     def _reserved(self, batch: Batch, skip: list[int], now: float) -> Reserved:
         primary = self._members.by_number[batch.targets[0]].ref() if batch.targets else None
         left_s = max(0.0, batch.deadline - now)
-        return Reserved(self._head.epoch, batch.version, primary, skip, left_s)
+        return Reserved(self._head.epoch, batch.version, primary, skip, left_s, batch.copies)
 
     def _outcome(self, batch: Batch) -> Outcome:
         holders = self._replication.holders(batch)

@@ -13,7 +13,7 @@ from dws.catalog import Catalog
 from dws.errors import Full, TooFewServers, TryAgain
 from dws.load import Loads
 from dws.membership import ALIVE, Members
-from dws.messages import Error, Record
+from dws.messages import Error, PutPage, Record
 from dws.orders import Orders
 from dws.policy import choose_targets
 
@@ -49,6 +49,15 @@ class Replication:
             return False
         batch.found.setdefault(number, set()).add(record.name)
         return True
+
+    def has_already(self, page: PutPage, copies: int) -> bool:
+        """Whether the visible version has these bytes and this type, on enough live servers."""
+        entry = self._catalog.pages.get(page.name)
+        if entry is None or not page.digest or page.digest != entry.digest:
+            return False
+        if page.content_type != entry.content_type:
+            return False
+        return sum(self._members.by_number[number].live for number in entry.holders) >= copies
 
     def order_copies(self, batch: Batch, holders: list[int], decision: int, now: float) -> None:
         """Have the copies made that are missing; orders to or from servers that died are replaced."""
@@ -121,10 +130,10 @@ class Replication:
             if any(self._loads.servers[server.number].beat is None for server in alive):
                 text = "servers that have just joined have yet to tell their room"
                 return Error(TryAgain.code, text, _RETRY_S)
-            most = max(self._loads.bytes_free(server.number) for server in alive)
-            if most < size_bytes:
-                text = f"{size_bytes:,} bytes wanted on {copies} servers; the most that one may take is "
-                return Error(Full.code, f"{text}{max(0, most):,}. Remove pages, or add a server or space")
+            room = sorted((self._loads.bytes_free(server.number) for server in alive), reverse=True)
+            if room[copies - 1] < size_bytes:
+                text = f"{size_bytes:,} bytes wanted on {copies} servers, room for "
+                return Error(Full.code, f"{text}{max(0, room[copies - 1]):,}: remove pages, or add a server")
             return Error(TryAgain.code, "the servers that have room are the ones to avoid", _RETRY_S)
         if sum(server.heard == ALIVE or server.live for server in servers) >= copies:
             text = f"{len(alive)} of the {copies} servers that {copies} copies need are in sync"

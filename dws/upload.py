@@ -37,6 +37,8 @@ _COMMIT_TIMEOUT_S: Final = 5.0
 #: Times one request to the primary may go unanswered before another primary is asked for.
 _TRIES_MAX: Final = 2
 _AGAIN_S: Final = 0.05
+#: More copies than there can be: Await answers at the end only.
+_NO_NEWS: Final = 1 << 16
 
 
 class Stored(Struct):
@@ -49,7 +51,7 @@ class PutBatch(Decided):
     """One batch of pages. Result: Stored.
 
     on_staged: called with the bytes staged so far; on_stored with the copies so far
-    (without it the balancer is not asked for each).
+    and those wanted (without it the balancer is not asked for each).
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class PutBatch(Decided):
         items: list[PutItem],
         copies: int,
         on_staged: Callable[[int], None] = lambda size_bytes: None,
-        on_stored: Callable[[int], None] | None = None,
+        on_stored: Callable[[int, int], None] | None = None,
         patience_s: float = inf,
     ) -> None:
         super().__init__(directory, deadline, new_id, patience_s)
@@ -79,7 +81,7 @@ class PutBatch(Decided):
     def place(self, now: float) -> list[Send]:
         self._committed = False
         self._outbox = None
-        self._seen = self._copies if self._on_stored is None else 0
+        self._seen = _NO_NEWS if self._on_stored is None else 0
         pages = [PutPage(i.name, i.size, i.digest, i.condition, i.content_type) for i in self._items]
         left_s = max(0.0, self.deadline - now)
         request = Reserve(self._batch, self._epoch, pages, self._copies, left_s, sorted(self._avoid))
@@ -227,7 +229,7 @@ class PutBatch(Decided):
         if outcome.stored > self._seen:
             self._seen = outcome.stored
             if self._on_stored is not None:
-                self._on_stored(outcome.stored)
+                self._on_stored(outcome.stored, outcome.copies)
         if not outcome.lost:
             return self.await_()
         if not self.can_repeat():
@@ -236,12 +238,14 @@ class PutBatch(Decided):
         return self.place(now)
 
     def settled(self, outcome: Outcome) -> None:
-        assert self._reserved is not None or self._may_be_decided
-        skip = self._reserved.skip if self._reserved else []
-        skipped = [self._items[index].name for index in skip] if self._primary or outcome.copies else []
+        reserved = self._reserved
+        # With no copies to make, the Reserve came again after its batch was decided: what was skipped
+        # is not known any more.
+        skip = reserved.skip if reserved is not None and reserved.copies else []
+        copies = outcome.copies or (reserved.copies if reserved is not None else 0) or self._copies
         if self._on_stored is not None:
-            self._on_stored(self._copies)
-        self.finish(Stored(outcome.version, skipped, self._copies))
+            self._on_stored(copies, copies)
+        self.finish(Stored(outcome.version, [self._items[index].name for index in skip], copies))
 
 
 class RemovePages(Decided):

@@ -107,8 +107,8 @@ def _servers(servers: list[ServerStatus]) -> str:
                 f"{server.failed:,}",
                 f"{server.waiting:,}",
                 output.duration_text(server.rtt_s),
-                output.duration_text(server.download_load_s),
-                f"{server.upload_load:.2f}",
+                "-" if server.download_load_s < 0 else output.duration_text(server.download_load_s),
+                "-" if server.upload_load < 0 else f"{server.upload_load:.2f}",
                 f"{server.cpu_share:.0%}",
                 output.duration_text(server.last_beat_age_s),
             )

@@ -164,6 +164,11 @@ def _groups(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
 def whole_file(target: Path) -> Iterator[BinaryIO]:
     """A file that takes the target's name when the block ends, and vanishes if it fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_file():
+        # A device or a pipe is written to; to rename over it would put a file in its place.
+        with target.open("wb") as file:
+            yield file
+        return
     # Not tempfile: a downloaded page is as readable as any file that its reader makes.
     partial = target.parent / f".dws-{secrets.token_hex(8)}.part"
     try:

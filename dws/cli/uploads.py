@@ -36,7 +36,7 @@ Examples:
 @click.option(
     "--to", default="/", metavar="PREFIX", help="Where the pages go.  [default: /; for -, the page's name]"
 )
-@click.option("--copies", metavar="N", help="Store on so many servers.  [env DWS_COPIES; default 2]")
+@click.option("--copies", metavar="N", help="Store on so many servers.  [env DWS_COPIES; default: cluster's]")
 @click.option("--if-absent", is_flag=True, help="Only if none of the pages exists.")
 @click.option("--if-version", metavar="V", help="Only if the page has this version; for one page.")
 @click.option("--dry-run", is_flag=True, help="Show the plan; send nothing.")

@@ -36,10 +36,17 @@ from dws.errors import Full, Refused, Stale
 from dws.limits import EPOCH_BITS, GIB
 from dws.messages import Record, decode_record, encode
 from dws.names import page_key
-from dws.nodes.store_directory import DirectoryLock, make_directory, open_environment, sync_directory
+from dws.nodes.store_directory import (
+    CATALOG_NAME,
+    STORE_NAME,
+    DirectoryLock,
+    make_directory,
+    open_environment,
+    refuse_foreign,
+    sync_directory,
+)
 from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
 
-CATALOG_NAME: Final = "catalog.mdb"
 #: Address space, and the bound of the file: at some 400 bytes a page, room for a hundred million pages.
 MAP_BYTES: Final = 64 * GIB
 FORMAT: Final = 1
@@ -102,6 +109,7 @@ class LmdbCatalogStore:
         with ExitStack() as undo:
             self._lock = DirectoryLock(path)
             undo.callback(self._lock.close)
+            refuse_foreign(path, STORE_NAME, "web server")
             _clear_rebuilding(path)
             self._environment, self._tables = _open(path / CATALOG_NAME, map_bytes)
             undo.callback(self._environment.close)

@@ -11,7 +11,6 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from mimetypes import guess_type
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +33,7 @@ from dws.limits import (
 )
 from dws.messages import ANY, List, NodeStats, Ping, Stat, Status, Why
 from dws.names import check_name
+from dws.nodes.content_types import content_type
 from dws.nodes.runner import Runner
 from dws.nodes.sources import BytesSource, FileSource, StreamSource
 from dws.nodes.trees import scan_tree
@@ -42,7 +42,8 @@ from dws.upload import PutBatch, RemovePages, Stored
 
 Source = bytes | Path | BinaryIO
 
-_DEFAULT_COPIES = 2
+#: As many copies as the cluster is set to.
+_DEFAULT_COPIES = 0
 #: A stream of unknown size has this long, if it does not say otherwise, to be put.
 _STREAM_S = 3600.0
 #: What a large upload is given on top of its time-out, so that a slow disk does not end it.
@@ -53,7 +54,8 @@ _LONGEST_WAIT_S = 0.5
 
 
 class Progress(Struct):
-    """How far a long call has got. `bytes` is None where the total is not known."""
+    """How far a long call has got. `bytes` is None where the total is not known; `copies` is 0 until
+    the balancer has told how many it will be."""
 
     pages_done: int
     pages: int
@@ -187,6 +189,10 @@ class Client:
         return page
 
     def _download_file(self, name: str, path: Path, on_progress: OnProgress) -> Page:
+        if path.exists() and not path.is_file():
+            # A device or a pipe is written to; to rename over it would put a file in its place.
+            with path.open("wb") as file:
+                return self.download(name, file, on_progress)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
             with part.open("wb") as file:
@@ -233,7 +239,7 @@ class Client:
         items = [self._item(name, source, len(pages) == 1) for name, source in pages.items()]
         for item in items:
             item.condition = (conditions or {}).get(item.name, ANY)
-            item.content_type = (content_types or {}).get(item.name) or _content_type(item.name)
+            item.content_type = (content_types or {}).get(item.name) or content_type(item.name)
             item.modified = (modified or {}).get(item.name, time.time())
         try:
             return self._put_items(items, copies or _DEFAULT_COPIES, timeout_s, on_progress)
@@ -250,7 +256,7 @@ class Client:
         except BaseException:
             self._runner.abandon(operation)
             raise
-        return PutResult(stored.version, len(items), progress.bytes_done, stored.skipped, copies)
+        return PutResult(stored.version, len(items), progress.bytes_done, stored.skipped, stored.copies)
 
     def _put_operation(
         self, items: list[PutItem], copies: int, timeout_s: float, on_progress: OnProgress
@@ -264,8 +270,8 @@ class Client:
             if on_progress is not None:
                 on_progress(progress)
 
-        def stored(count: int) -> None:
-            progress.copies_stored = count
+        def stored(count: int, wanted: int) -> None:
+            progress.copies_stored, progress.copies = count, wanted
             if on_progress is not None:
                 on_progress(progress)
 
@@ -343,7 +349,7 @@ class Client:
         for name, path, _ in files:
             item = self._item(name, path, len(files) == 1)
             item.condition = messages.ABSENT if if_absent else ANY
-            item.content_type = _content_type(name)
+            item.content_type = content_type(name)
             item.modified = path.stat().st_mtime
             items.append(item)
         return items
@@ -355,6 +361,7 @@ class Client:
         result.pages += len(items)
         result.bytes += sum(max(0, item.size) for item in items)
         result.skipped += len(operation.result.skipped)
+        result.copies = operation.result.copies
         result.batches += 1
 
     def _check_batch(self, pages: Mapping[str, Source]) -> None:
@@ -487,10 +494,6 @@ class PageReader(io.RawIOBase):
     def close(self) -> None:
         self._client._runner.forget(self._stream)
         super().close()
-
-
-def _content_type(name: str) -> str:
-    return guess_type(name)[0] or "application/octet-stream"
 
 
 def _cut(files: Sequence[tuple[str, Path, int]]) -> Iterator["list[tuple[str, Path, int]]"]:

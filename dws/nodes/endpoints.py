@@ -7,6 +7,7 @@ port with an error that helps, and node.json. What must not: protocol.
 import json
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -79,4 +80,5 @@ def announce(data: Path, role: str, name: str, endpoint: str) -> None:
 
 
 def withdraw(data: Path) -> None:
-    (data / "node.json").unlink(missing_ok=True)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        (data / "node.json").unlink()

@@ -26,7 +26,15 @@ from dws.nodes.page_files import Gap, PageFiles, StagedFiles
 from dws.nodes.page_reader import PageReader
 from dws.nodes.page_tables import State, decode_identity, decode_state, encode_identity, open_tables
 from dws.nodes.page_transaction import PageTransaction, Parts, Room, full
-from dws.nodes.store_directory import DirectoryLock, make_directory, open_environment, sync_directory
+from dws.nodes.store_directory import (
+    CATALOG_NAME,
+    STORE_NAME,
+    DirectoryLock,
+    make_directory,
+    open_environment,
+    refuse_foreign,
+    sync_directory,
+)
 from dws.store import (
     DiscardStaged,
     DropRecords,
@@ -38,7 +46,6 @@ from dws.store import (
     WriteStaged,
 )
 
-STORE_NAME: Final = "store.mdb"
 #: Free bytes that are left on the disk. A disk filled to the brim would break LMDB off in the middle of a
 #: write, which it reports like a broken disk; and drops, which make room, write too.
 DISK_RESERVE_BYTES: Final = 64 * MIB
@@ -71,6 +78,7 @@ class LmdbPageStore(PageReader):
         with ExitStack() as undo:
             self._lock = DirectoryLock(path)
             undo.callback(self._lock.close)
+            refuse_foreign(path, CATALOG_NAME, "balancer")
             environment = open_environment(
                 path / STORE_NAME, map_bytes=map_bytes, databases=8, readahead=False
             )

@@ -7,12 +7,15 @@ error of a sync that failed. What must not: anything about what is stored.
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
 import lmdb
 
 from dws.errors import ConfigError, DwsError, Refused
 
 LOCK_NAME = "LOCK"
+CATALOG_NAME: Final = "catalog.mdb"
+STORE_NAME: Final = "store.mdb"
 
 
 class SyncFailed(DwsError):
@@ -73,6 +76,12 @@ class DirectoryLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def refuse_foreign(directory: Path, name: str, owner: str) -> None:
+    """Raise Refused if the directory has the file that another kind of node keeps."""
+    if (directory / name).exists():
+        raise Refused(f"{directory} is the directory of a {owner}: give this node one of its own with --data")
 
 
 def open_environment(path: Path, *, map_bytes: int, databases: int, readahead: bool) -> lmdb.Environment:

@@ -56,8 +56,8 @@ from patterns.jobs import HEADER, HEADER_BYTES
 from tests.dws.memory_store import MASK_64, MemoryCatalogStore
 
 ME = b"\x01" * 16
-#: The dead are dead sooner than in production, so that tests need not wait.
-HASTY = Config(down_dead_s=1.0, dead_s=2.0)
+#: Slow clocks run faster than in production, so that tests have fewer beats to go through.
+HASTY = Config(down_dead_s=1.0, dead_s=2.0, garbage_s=5.0, job_reissue_s=2.0)
 
 
 def batch_id(number: int) -> bytes:

@@ -464,6 +464,7 @@ class World:
         self.ports_change = self.rng.random() < 0.5
         self._events: list[tuple[float, int, Node, Any, Any]] = []
         self._last: dict[tuple[Node, Node], float] = {}
+        self._passed: dict[tuple[Node, Node], int] = {}
         self.by_endpoint: dict[str, Any] = {}
         self.catalog = MemoryCatalogStore(self.rng, lambda: self.now)
         self.truths: list[dict[str, int]] = [{}]
@@ -493,15 +494,20 @@ class World:
             delay_s += self.rng.random() * weather.late_s
         arrives = max(self._last.get((source, target), 0.0), self.now + delay_s)
         self._last[source, target] = arrives
-        self.at(arrives - self.now, target, self._arrive, target, target.endpoint, act, args)
+        way = (source, target, next(self.numbers), target.endpoint)
+        self.at(arrives - self.now, target, self._arrive, way, act, args)
 
-    def _arrive(self, target: Node, endpoint: str, act: Callable[..., None], args: Any) -> None:
-        if endpoint != target.endpoint:
+    def _arrive(self, way: Any, act: Callable[..., None], args: Any) -> None:
+        source, target, number, endpoint = way
+        # What waited for a node that then died must not come behind what was sent later.
+        overtaken = number < self._passed.get((source, target), 0)
+        if overtaken or endpoint != target.endpoint:
             return
         if target.up:
+            self._passed[source, target] = number
             act(*args)
         elif self.rng.random() < 0.5 and target is not self.nobody:
-            target.undelivered.append((self._arrive, (target, endpoint, act, args)))
+            target.undelivered.append((self._arrive, (way, act, args)))
 
     def fsync_s(self) -> float:
         return self.rng.uniform(0.1, 1) * self.weather.fsync_s
