@@ -74,6 +74,9 @@ class Operation:
         self.finished = False
         self._pause_until: float | None = None
         self._heard_balancer = True
+        """False once the balancer left a request unanswered, until it answers one."""
+        self._asked_balancer = False
+        """Whether a request to it is on the way."""
 
     def start(self, now: float) -> list[Send]:
         raise NotImplementedError
@@ -108,7 +111,7 @@ class Operation:
 
     def late(self) -> DwsError:
         """What the deadline's passing means at this point."""
-        if not self._heard_balancer:
+        if not self._heard_balancer or self._asked_balancer:
             return Unreachable("the balancer did not answer")
         return TimedOut("the deadline passed")
 
@@ -124,7 +127,12 @@ class Operation:
         self._pause_until = now + wait_s
         return []
 
+    def heard_balancer(self) -> None:
+        self._heard_balancer = True
+        self._asked_balancer = False
+
     def to_balancer(self, message: Any, tag: Any, timeout_s: float = BALANCER_TIMEOUT_S) -> Send:
+        self._asked_balancer = True
         return Send(0, message, tag, timeout_s)
 
 
@@ -137,10 +145,17 @@ class Call(Operation):
         self._server = server
 
     def start(self, now: float) -> list[Send]:
+        if not self._server:
+            return [self.to_balancer(self._message, "call")]
         return [Send(self._server, self._message, "call", BALANCER_TIMEOUT_S)]
 
+    def late(self) -> DwsError:
+        if not self._server:
+            return super().late()
+        return TimedOut(f"{self.directory.name(self._server)} did not answer")
+
     def answered(self, tag: Any, message: Any, data: Any, now: float) -> list[Send]:
-        self._heard_balancer = True
+        self.heard_balancer()
         if isinstance(message, Error):
             if message.retry_s:
                 return self.pause(now, message.retry_s)

@@ -113,7 +113,8 @@ class Decided(Operation):
 
     def answered(self, tag: Any, message: Any, data: Any, now: float) -> list[Send]:
         what, attempt = tag[0], tag[1]
-        self._heard_balancer = self._heard_balancer or self.is_of_balancer(what)
+        if self.is_of_balancer(what):
+            self.heard_balancer()
         if attempt != self._attempt or self.finished:
             return []
         if not isinstance(message, Error):

@@ -58,7 +58,7 @@ class LocatePages(Operation):
         return []
 
     def answered(self, tag: Any, message: Any, data: Any, now: float) -> list[Send]:
-        self._heard_balancer = True
+        self.heard_balancer()
         if tag[1] != self._round:
             return []
         if isinstance(message, Error):

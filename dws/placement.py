@@ -86,7 +86,8 @@ class Placement:
             text = conflict_text(failing)
             self._remember(request.batch, Outcome(CONFLICT, 0, 0, copies, text=text, names=failing))
             return Error(Conflict.code, text, names=failing)
-        skip = [index for index, page in enumerate(request.pages) if self._replication.has_already(page, copies)]
+        is_held = self._replication.has_already
+        skip = [index for index, page in enumerate(request.pages) if is_held(page, copies)]
         for index in skip:
             name = request.pages[index].name
             conditions[name] = self._catalog.pages[name].version

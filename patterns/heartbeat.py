@@ -46,6 +46,7 @@ TRANSITIONS: Final[dict[tuple[str, str], str]] = {
 }
 
 _HISTORY: Final = 32
+_GAP_MAX: Final = 1 << 20
 
 
 class Beater:
@@ -153,7 +154,8 @@ class Watcher:
             self.counters["repeated"] += 1
             return []
         if sequence > known.sequence + 1 and known.sequence:
-            self.counters["lost-beats"] += sequence - known.sequence - 1
+            # Whatever a peer says its number is, the sum stays one that can be reported.
+            self.counters["lost-beats"] += min(sequence - known.sequence - 1, _GAP_MAX)
         known.sequence = sequence
         return self._heard(peer, now)
 

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,9 @@ class BalancerSettings(Struct):
 def serve(settings: BalancerSettings) -> int:
     """Run until SIGINT or SIGTERM. Raises DwsError if it cannot start."""
     host = advertised(settings.bind, settings.advertise) if settings.advertise else settings.bind
+    # Each server's sockets and each client's connection are open files; the usual bound is 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         if settings.rebuild and not _rebuild(settings, host):
             return 0

@@ -218,9 +218,7 @@ class ClusterUnderTest:
         return {server.name: server for server in self.status().servers}
 
     def wait_state(self, name: str, state: str) -> None:
-        self._until_servers(
-            lambda known: name in known and known[name].state == state, f"{name} is {state}"
-        )
+        self._until_servers(lambda known: name in known and known[name].state == state, f"{name} is {state}")
 
     def wait_alive(self, *names: str) -> None:
         """Until these web servers (all that run, if none is named) are in sync and may take uploads."""

@@ -25,7 +25,9 @@ def has_put(running: ClusterUnderTest, name: str, body: bytes) -> bool:
         return True
 
 
-@pytest.mark.parametrize("size_is_known", [True, False], ids=["size known", "stream"])
+@pytest.mark.parametrize(
+    "size_is_known", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["size known", "stream"]
+)
 def test_an_upload_over_the_quota_is_refused_until_there_is_room(cluster: Make, size_is_known: bool) -> None:
     running = cluster(webservers=2, garbage_s=0.5, quota_bytes="10MiB")
     with running.client() as client:

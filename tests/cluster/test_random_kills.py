@@ -73,9 +73,7 @@ class Writer:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_acknowledged_pages_outlive_random_kills(
-    cluster: Callable[..., ClusterUnderTest], seed: int
-) -> None:
+def test_acknowledged_pages_outlive_random_kills(cluster: Callable[..., ClusterUnderTest], seed: int) -> None:
     rng = random.Random(seed)
     running = cluster(webservers=3, garbage_s=2.0)
     writers = [Writer(number, rng.getrandbits(32)) for number in range(THREADS)]

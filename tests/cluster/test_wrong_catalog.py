@@ -54,6 +54,7 @@ def test_an_empty_directory_is_another_cluster(cluster: Make) -> None:
     right_one_again(running)
 
 
+@pytest.mark.slow
 def test_an_older_copy_of_the_catalog_is_behind(cluster: Make) -> None:
     running = cluster(webservers=2, garbage_s=0.2)
     with running.client() as client:
@@ -88,24 +89,13 @@ def test_a_copy_made_while_the_balancer_ran_is_behind_too(cluster: Make) -> None
     right_one_again(running)
 
 
-def test_two_balancers_on_one_directory(cluster: Make) -> None:
+def test_a_directory_or_port_in_use_is_refused(cluster: Make) -> None:
     running = cluster(webservers=2)
     running.add("balancer-2", data="balancer", port=0)
     pid = running.nodes["balancer"].pid
     assert f"in use by process {pid}" in running.start_refused("balancer-2")
-    with running.client() as client:
-        client.put(PAGES)
-    check_served(running, PAGES)
-
-
-def test_two_balancers_on_one_port(cluster: Make) -> None:
-    running = cluster(webservers=2)
-    running.add("balancer-2")
-    assert f"port {running.port} on 127.0.0.1 is taken" in running.start_refused("balancer-2")
-
-
-def test_two_web_servers_on_one_directory(cluster: Make) -> None:
-    running = cluster(webservers=2)
+    running.add("balancer-3")
+    assert f"port {running.port} on 127.0.0.1 is taken" in running.start_refused("balancer-3")
     running.add("web-9", data="web-1")
     pid = running.nodes["web-1"].pid
     assert f"in use by process {pid}" in running.start_refused("web-9")
@@ -114,6 +104,7 @@ def test_two_web_servers_on_one_directory(cluster: Make) -> None:
     check_served(running, PAGES)
 
 
+@pytest.mark.slow
 def test_a_copied_web_server_gets_no_placements(cluster: Make) -> None:
     """Two processes claim one identity: neither is trusted with new pages until it is one again."""
     running = cluster(webservers=3)

@@ -163,7 +163,7 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
         ),
         None,
     ),
-    (REPLY, Reserved(EPOCH, VERSION, WEB_1, [1], 59.5), None),
+    (REPLY, Reserved(EPOCH, VERSION, WEB_1, [1], 59.5, 2), None),
     (REQUEST, Await(BATCH, 1, 1.0), None),
     (REQUEST, Abort(BATCH), None),
     (REQUEST, Remove(BATCH, EPOCH, [RemovePage("/a", OLD), RemovePage("/b")], 30.0), None),
