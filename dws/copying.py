@@ -39,6 +39,7 @@ class _Large(Struct):
     handle: int
     transfer: Transfer
     digests: bytes = b""
+    early: dict[int, memoryview] = {}  # chunks that came before one in front of them
 
 
 class Copying:
@@ -143,13 +144,15 @@ class Copying:
         begin = offset // CHUNK_BYTES * 32
         if blake3(data).digest() != current.digests[begin : begin + 32]:
             raise CopyFault(f"chunk at {offset} of {current.record.name} has a wrong digest")
-        current.transfer.arrive(offset)
-        write = self._write(current.handle, offset, data)
+        current.early[offset] = data
+        # In order, whatever was asked for twice: a staged file grows from end to end.
+        ready = current.transfer.arrive(offset)
+        writes: Effects = [self._write(current.handle, each, current.early.pop(each)) for each in ready]
         if current.transfer.done:
             record = current.record
             self.blobs[record.name] = Blob(record, None, current.handle, current.digests)
             self._current = None
-        return [write]
+        return writes
 
     def written(self) -> None:
         self._writes -= 1
@@ -183,7 +186,7 @@ class Copying:
 
     def _read_on(self, current: _Large) -> Effects:
         # The writer thread may be slower than the source: its backlog is under the same credit.
-        room = self._credit_bytes // CHUNK_BYTES - self._writes
+        room = self._credit_bytes // CHUNK_BYTES - self._writes - current.transfer.outstanding
         return [
             self._peer(Read(current.record.name, self.version, offset, length), "read", offset)
             for offset, length in current.transfer.ask(max(0, room))

@@ -15,7 +15,8 @@ import zmq
 try:
     from blake3 import blake3
 except ImportError:
-    blake3 = print("raw_client: no blake3 package: digests go unchecked", file=sys.stderr)
+    blake3 = None
+    print("raw_client: no blake3 package: digests go unchecked", file=sys.stderr)
 
 HEAD, CHUNK, WAIT_S, GIVE_UP_S = struct.Struct(">4BQ16s"), 1 << 20, 1.0, 10.0
 context, dealers, ids = zmq.Context(), {}, itertools.count(random.getrandbits(63))

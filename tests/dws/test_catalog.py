@@ -129,7 +129,7 @@ TestCatalogBesideAModel: Any = CatalogBesideAModel.TestCase
 TestCatalogBesideAModel.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
-# -- listing -------------------------------------------------------------------------------------
+# -- listing ---------------------------------------------------------------------------
 
 
 @pytest.fixture

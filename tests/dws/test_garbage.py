@@ -149,7 +149,7 @@ def test_after_a_restart_another_minute_passes(desk: Desk) -> None:
     assert drops(after) == {figure.name: [("/a", old)]}
 
 
-# -- on a catalog that was rebuilt -----------------------------------------------------------
+# -- on a catalog that was rebuilt -----------------------------------------------------
 
 
 def rebuilt(visible: list[Record], config: Config = HASTY) -> tuple[Desk, int]:
@@ -198,7 +198,7 @@ def test_many_records_that_are_spared_hide_none_that_is_to_go(monkeypatch: pytes
     assert desk.balancer.garbage.spared == {figure.no: 35}
 
 
-# -- against the wrong picture ------------------------------------------------------------------
+# -- against the wrong picture ---------------------------------------------------------
 
 
 def test_a_damaged_or_empty_manifest_never_causes_a_deletion(desk: Desk) -> None:

@@ -38,7 +38,7 @@ def welcomed(to: Members, each: Hello, now: float = 0.0) -> None:
     to.welcome(each, now)
 
 
-# -- hello, examined ---------------------------------------------------------------------------
+# -- hello, examined -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_rebuilt_catalog_takes_servers_that_the_lost_one_had_told_more() -> No
     assert refusal is not None and refusal.code == "behind"
 
 
-# -- states -------------------------------------------------------------------------------------
+# -- states ----------------------------------------------------------------------------
 
 
 @pytest.fixture

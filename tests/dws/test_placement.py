@@ -55,7 +55,7 @@ def stored_twice(desk: Desk, number: int, name: str, data: bytes = b"bytes") -> 
     return reserved.version
 
 
-# -- Reserve --------------------------------------------------------------------------
+# -- Reserve ---------------------------------------------------------------------------
 
 
 def test_reserve_chooses_a_version_of_this_epoch_and_a_live_primary(desk: Desk) -> None:
@@ -117,7 +117,7 @@ def test_the_bound_of_open_batches_is_told_with_a_time_to_come_again() -> None:
     assert isinstance(desk.reserve(1, page("/a")), Reserved), "one that is open already is no further one"
 
 
-# -- whom to store it on ----------------------------------------------------------------
+# -- whom to store it on ---------------------------------------------------------------
 
 
 def test_too_few_servers_is_a_clear_error(desk: Desk) -> None:
@@ -177,7 +177,7 @@ def test_a_copy_on_a_dead_server_is_no_reason_to_skip(desk: Desk) -> None:
     assert desk.reserve(2, page("/a", b"same")).skip == []
 
 
-# -- copies and the decision ----------------------------------------------------------------
+# -- copies and the decision -----------------------------------------------------------
 
 
 def test_a_batch_is_visible_when_two_have_stored_it_and_its_decision_is_on_disk(desk: Desk) -> None:
@@ -305,7 +305,7 @@ def test_a_copy_that_turns_up_later_and_differs_is_none_of_the_page(desk: Desk) 
     desk.balancer.catalog.check()
 
 
-# -- a lost primary -------------------------------------------------------------------------
+# -- a lost primary --------------------------------------------------------------------
 
 
 def test_a_lost_primary_is_told_and_replaced_under_the_same_version(desk: Desk) -> None:
@@ -347,7 +347,7 @@ def test_a_primary_that_is_suspect_is_not_lost(desk: Desk) -> None:
     assert not desk.outcome(1).lost
 
 
-# -- conditions -------------------------------------------------------------------------------
+# -- conditions ------------------------------------------------------------------------
 
 
 def test_conditions_that_fail_already_are_told_at_once(desk: Desk) -> None:
@@ -429,7 +429,7 @@ def test_puts_of_one_name_are_decided_in_turn_and_the_later_decision_wins(desk: 
     assert desk.version("/a") == first.version, "versions name puts; they do not order them"
 
 
-# -- ends -------------------------------------------------------------------------------------------
+# -- ends ------------------------------------------------------------------------------
 
 
 def test_a_batch_past_its_deadline_never_is(desk: Desk) -> None:
@@ -518,7 +518,7 @@ def test_the_catalog_remembers_an_id_until_ten_minutes_after_its_deadline() -> N
     assert decision.forget_at == pytest.approx(20.0 + desk.config.batch_memory_s)
 
 
-# -- rm -------------------------------------------------------------------------------------------------
+# -- rm --------------------------------------------------------------------------------
 
 
 def test_rm_takes_pages_out_in_one_decision(desk: Desk) -> None:
@@ -552,7 +552,7 @@ def test_rm_is_refused_on_its_condition_and_outside_its_epoch(desk: Desk) -> Non
     assert desk.version("/a") == version
 
 
-# -- bounds -----------------------------------------------------------------------------------------------
+# -- bounds ----------------------------------------------------------------------------
 
 
 def test_one_backup_may_be_ordered_every_open_batch() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dws.config import Config
@@ -68,7 +68,7 @@ def chunks(data: bytes) -> list[bytes]:
     return [data[begin : begin + CHUNK_BYTES] for begin in range(0, len(data), CHUNK_BYTES)]
 
 
-# -- what is taken in -------------------------------------------------------------------------
+# -- what is taken in ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,8 @@ def test_nothing_follows_a_short_chunk(bench: Bench) -> None:
     assert bench.stage((0, 2 * CHUNK_BYTES, b"more")) == (0, CHUNK_BYTES + 3)
 
 
-@given(st.lists(st.integers(0, 3), max_size=25))
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 3), max_size=15))
 def test_whatever_comes_again_or_out_of_turn_the_page_is_the_one_that_was_sent(order: list[int]) -> None:
     bench = Bench()
     data = Random(1).randbytes(INLINE_MAX_BYTES) * 12 + b"end"
@@ -129,7 +130,7 @@ def test_whatever_comes_again_or_out_of_turn_the_page_is_the_one_that_was_sent(o
     assert bench.commit((0, "/a", data))["/a"][1] == data
 
 
-# -- what is refused ------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_uploads_are_bounded_in_number(bench: Bench) -> None:
     bench.stage((0, 0, b""), batch=5)
 
 
-# -- Commit, checked ------------------------------------------------------------------------------------
+# -- Commit, checked -------------------------------------------------------------------
 
 
 def test_a_commit_of_what_is_not_all_here_says_so(bench: Bench) -> None:
@@ -230,7 +231,7 @@ def test_a_commit_of_a_name_or_type_that_is_none_is_refused(bench: Bench) -> Non
         bench.commit((0, "/a", b"x"), content_type="text/html\r\nX: y")
 
 
-# -- ends ------------------------------------------------------------------------------------------------------
+# -- ends ------------------------------------------------------------------------------
 
 
 def test_an_upload_without_progress_expires(bench: Bench) -> None:

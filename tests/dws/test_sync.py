@@ -117,7 +117,7 @@ def bench() -> Bench:
     return Bench()
 
 
-# -- comparing and loading ---------------------------------------------------------------------
+# -- comparing and loading -------------------------------------------------------------
 
 
 def test_a_fresh_server_is_live_after_one_question(bench: Bench) -> None:
@@ -220,7 +220,7 @@ def test_of_the_dead_nothing_is_taken(bench: Bench) -> None:
     assert bench.beat() == []
 
 
-# -- updates ------------------------------------------------------------------------------------------
+# -- updates ---------------------------------------------------------------------------
 
 
 def test_changes_are_applied_in_order_and_once(bench: Bench) -> None:
@@ -259,7 +259,7 @@ def test_changes_during_a_load_are_told_to_come_again_and_applied_after_it(bench
     assert bench.beat() == []
 
 
-# -- heartbeats ---------------------------------------------------------------------------------------
+# -- heartbeats ------------------------------------------------------------------------
 
 
 def test_beats_that_agree_ask_for_nothing(bench: Bench) -> None:
@@ -314,7 +314,7 @@ def test_a_beat_during_a_load_does_not_spoil_the_comparison_after_it(bench: Benc
     assert bench.sync.is_live(1)
 
 
-# -- all together -----------------------------------------------------------------------------------------
+# -- all together ----------------------------------------------------------------------
 
 CHANGES = st.lists(st.tuples(st.sampled_from(NAMES[:8]), st.integers(1, 3), st.booleans()), max_size=12)
 
