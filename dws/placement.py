@@ -15,6 +15,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
+from msgspec.structs import replace
+
 from dws.batch import CONFLICT, DECIDING, DOOMED, NEVER, OPEN, VISIBLE, Batch
 from dws.catalog import Catalog
 from dws.config import Config
@@ -30,6 +32,7 @@ from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
 
 #: Ids that ended as conflict or never, remembered in memory; the oldest go first.
 _REFUSED_MAX: Final = 100_000
+_REFUSED_NAMES: Final = 3  # enough to say why, few enough to remember
 _RETRY_S: Final = 0.1
 #: Copies seen and patience of one who waits for the last word, however long a write takes.
 _THE_END: Final = (1 << 30, inf)
@@ -358,7 +361,7 @@ class Placement:
         return outcome
 
     def _remember(self, batch_id: bytes, outcome: Outcome) -> None:
-        self._refused[batch_id] = outcome
+        self._refused[batch_id] = replace(outcome, names=outcome.names[:_REFUSED_NAMES])
         if len(self._refused) > _REFUSED_MAX:
             self._refused.popitem(last=False)
 

@@ -223,6 +223,9 @@ class PutBatch(Decided):
             # It overtook bytes that the primary had refused for now; it is sent again after them.
             self._committed = False
             return []
+        if isinstance(message, Error) and message.code == TryAgain.code:
+            self._committed = False
+            return self.pause(now, message.retry_s or _AGAIN_S)
         return self._restage(message, now)
 
     def still_open(self, outcome: Outcome, now: float) -> list[Send]:

@@ -105,8 +105,11 @@ class Uploads:
     def committed(self, batch: bytes, result: OpResult) -> Effects:
         error = Error(result.code, result.text, _RETRY_S) if result.code else None
         tokens = self._committing.pop(batch)
-        handles = self._staging.end(batch)
         answers: Effects = [Answer(token, error or Committed(self._store.number)) for token in tokens]
+        if result.code == TryAgain.code:
+            # It never got to the disk: what is staged is there for the next attempt.
+            return answers
+        handles = self._staging.end(batch)
         return answers + (_discard(handles) if error else [])
 
     # -- time --------------------------------------------------------------------------------

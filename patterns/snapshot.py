@@ -49,7 +49,7 @@ APPLY, REPEATED, NOT_NOW, GAP = "apply", "repeated", "not now", "gap"
 class Follower:
     """The replica's side.
 
-    behind_s: how long the publisher may be seen ahead, without an update coming,
+    behind_s: how long the publisher may be seen elsewhere, without an update coming,
         before the follower compares again.
     """
 
@@ -127,9 +127,8 @@ class Follower:
             if not agrees:
                 self.counters["disagreed"] += 1
             return not agrees
-        if number < self.applied:
-            # An old sighting: updates travel another way and may overtake it.
-            return False
+        # Behind us it is an old sighting, since updates travel another way and may overtake it; unless it
+        # stays there: then we were told a number that the publisher never came to.
         if self._behind_since is None:
             self._behind_since = now
         return now - self._behind_since >= self._behind_s

@@ -1021,6 +1021,144 @@ def test_jobs_of_whoever_knows_a_servers_numbers_but_not_the_start(
     another.check_stored("/after", b"after")
 
 
+# -- nonsense that is well formed ----------------------------------------------------------------
+
+
+class Nonsense:
+    """Messages whose every field is possible, drawn so that they often hit upon batches, versions, lives and
+    pages that there are. Only pages of PAGES are never named where that would rightly remove them."""
+
+    def __init__(self, rng: random.Random, pages: list[Record], lives: list[int], start_nonce: int) -> None:
+        self._rng = rng
+        self._start_nonce = start_nonce
+        self._ids = [rng.randbytes(16) for _ in range(5)] + [page.batch for page in pages]
+        self._versions = (
+            [page.version for page in pages] + [make_version(1, n) for n in range(30)] + [0, U64_MAX]
+        )
+        self._lives = [*lives, *lives, 0, 1 << 32, U64_MAX]
+        self._others = ["/n", "/x/y", "/ü", "/" + "z" * 1000]
+        self._digests = [page.digest for page in pages] + [blake3(bytes(n)).digest() for n in (0, 1, 300_000)]
+
+    def __getattr__(self, pool: str) -> Any:
+        """`one.version`, `one.life`, …: any of them."""
+        values = {
+            "id": self._ids, "version": self._versions, "life": self._lives, "other": self._others,
+            "name": [*PAGES, *self._others, "no name"], "digest": self._digests, "condition": [-1, 0, 1],
+            "number": [0, 1, 2, self._rng.randrange(99), self._rng.getrandbits(64), U64_MAX],
+            "server": [1, 2, 3, self._rng.randrange(65_536)], "few": range(1, 4), "seconds": [0.0, 0.1, 3.0],
+            "offset": [0, 0, CHUNK_BYTES, 5, 1 << 36], "size": [0, 1, 300_000, CHUNK_BYTES],
+        }[pool]  # fmt: skip
+        return self._rng.choice(values)
+
+    def some(self, make: Callable[[], Any]) -> list[Any]:
+        return [make() for _ in range(self.few)]
+
+    def record(self) -> Record:
+        return Record(self.name, self.version, self.id, self.size, self.digest, b"", "", 0.0, 1)
+
+    def to_clients(self) -> Any:
+        one = self
+        return self._rng.choice((
+            lambda: Locate(one.some(lambda: one.name), one.number, one.some(lambda: one.server)),
+            lambda: Reserve(
+                one.id, self._rng.choice((0, 1, 1, 1)),
+                one.some(lambda: PutPage(one.name, one.size, one.digest, one.condition)),
+                one.few, one.seconds,
+            ),
+            lambda: Await(one.id, one.number, 0.0),
+            lambda: Abort(one.id),
+            lambda: Remove(one.id, 1, one.some(lambda: RemovePage(one.other, one.condition)), one.seconds),
+            lambda: List(one.name, one.name, one.few),
+            lambda: Stat([one.name]),
+            messages.Status,
+        ))()  # fmt: skip
+
+    def to_servers(self) -> Any:
+        one = self
+        drops = self.some(lambda: Dropped(one.name, one.version))
+        return self._rng.choice((
+            lambda: Stored(one.life, [Change(one.number, one.some(one.record), drops)]),
+            lambda: CopyFailed(one.life, one.id, one.version, "no"),
+            lambda: hello(
+                server=b"a fuzzing server", name="fuzzer", incarnation=one.number,
+                pages_endpoint=self._rng.choice(("tcp://127.0.0.1:9", "tcp://-:99999", "tcp://_:0")),
+            ),
+        ))()  # fmt: skip
+
+    def to_pages(self) -> Any:
+        one = self
+        return self._rng.choice((
+            lambda: Stage(
+                one.id, one.version, one.life, one.some(lambda: StagePart(one.few, one.offset, one.size))
+            ),
+            lambda: Commit(
+                one.id, one.version, one.life,
+                one.some(lambda: CommitPage(one.few, one.other, one.size, one.digest, "", 0.0)),
+            ),
+            lambda: Unstage(one.id),
+            lambda: Fetch(one.some(lambda: (one.name, one.version))),
+            lambda: Read(one.name, one.version, one.offset, one.number),
+            lambda: Digests(one.name, one.version),
+            lambda: Manifest(one.life, self._rng.randrange(256), self._rng.randbytes(one.few), 9),
+        ))()  # fmt: skip
+
+    def job(self) -> Any:
+        source = ServerRef(1, "w", self._rng.choice(("nonsense", "tcp://127.0.0.1:9", "tcp://:1")), 0)
+        if self._rng.random() < 0.5:
+            return Copy(self._start_nonce, 0, source, self.some(self.record))
+        return Drop(self._start_nonce, 0, self.some(lambda: Dropped(self.other, self.version)))
+
+
+@pytest.mark.slow
+def test_well_formed_nonsense_on_all_sockets_at_once(
+    another: ClusterUnderTest, sockets: Sockets, seed: int
+) -> None:
+    with another.client() as client:
+        client.put(PAGES)
+        pages = [stat.record for stat in client.stat(list(PAGES)) if stat]
+    realm = another.status().cluster
+    life = another.servers()["web-1"].incarnation
+    servers = Line(
+        sockets(zmq.DEALER, connect=f"tcp://127.0.0.1:{another.port + 1}"), realm, Stored(U64_MAX, [])
+    )
+    start_nonce = servers.ask(hello(server=b"a fuzzing server", name="fuzzer", incarnation=1)).nonce
+    rng = random.Random(seed)
+    one = Nonsense(rng, pages, [life], start_nonce)
+    clients = Line(sockets(zmq.DEALER, connect=another.endpoint), realm, Ping())
+    web_1 = Line(sockets(zmq.DEALER, connect=another.nodes["web-1"].endpoint), realm, Ping())
+    pusher = sockets(zmq.PUSH, connect=jobs_endpoint(another, "web-1"))
+    publisher = sockets(zmq.PUB, connect=f"tcp://127.0.0.1:{another.port + 2}")
+    for number in range(1, 30_000):
+        match rng.randrange(8):
+            case 0 | 1:
+                clients.socket.send(clients.frame(encode(one.to_clients())))
+            case 2:
+                servers.socket.send(servers.frame(encode(one.to_servers())))
+            case 3 | 4 | 5:
+                message = one.to_pages()
+                frames = [web_1.frame(encode(message))]
+                if isinstance(message, Stage):
+                    frames.append(bytes(sum(part.length for part in message.parts)))
+                web_1.socket.send_multipart(frames)
+            case 6:
+                head = jobs.HEADER.pack(0xD9, 1, 0, realm, 1, life, number)
+                pusher.send(head + encode(one.job()))
+            case 7:
+                head = heartbeat.HEADER.pack(0xD8, 1, 0, realm, b"a fuzzing server", one.number, one.number)
+                figures = (one.number, one.number, one.number, one.number, one.number, 1.0, 1)
+                figures += (one.number, one.number, one.number, one.number, one.number, 1.0, 1.0)
+                publisher.send(head + encode(Beat(*figures, one.number, -1.0, -1.0)))
+        for line in (clients, servers, web_1):
+            while line.socket.poll(0):
+                decode_any_reply(line.socket.recv_multipart()[0][request_reply.HEADER_BYTES :])
+        if number % 1000 == 0:
+            assert all(another.is_running(name) for name in another.nodes)
+    # What was reported in web-1's name, its heartbeats prove wrong.
+    until(lambda: all(len(another.holders(name)) == 2 for name in PAGES), "the picture is right again")
+    for name, body in PAGES.items():
+        another.check_stored(name, body)
+
+
 # -- the machines: what is well formed and absurd ------------------------------------------------------
 
 
@@ -1047,6 +1185,15 @@ def test_impossible_figures_leave_loads_that_can_be_compared() -> None:
         uploads = loads.upload([1, 2, 3])
         assert all(math.isfinite(load) for load in uploads.values())
         assert sorted(choose_targets(uploads, 3, random.Random(0))) == [1, 2, 3]
+
+
+def test_numbers_of_beats_that_leap_leave_a_count_that_can_be_reported() -> None:
+    watcher = heartbeat.Watcher(suspect_s=1, down_dead_s=2, dead_s=3)
+    for incarnation in range(1, 4):
+        watcher.join(b"peer", incarnation, 0.0)
+        for sequence in (1, U64_MAX):
+            watcher.beat(b"peer", incarnation, sequence, 0.0)
+    assert 0 < watcher.counters["lost-beats"] <= U64_MAX
 
 
 class TestManifests:

@@ -192,7 +192,7 @@ def test_a_put_outlives_a_kill(kills: Kills, role: str, steps: tuple[str, ...]) 
     for number, step in enumerate(steps):
         print(f"kill the {role} {step}")
         name, body = f"/{number}", body_of(number)
-        kills.put(role, step, {name: body})
+        kills.put(role, step, {name: body}, timeout_s=20.0)
         if kills.victim != "balancer":
             # A victim that had stored it counts until it is dead: its copy may be one of the two.
             may_count = step not in (BEFORE_RESERVE, RESERVED, STAGING)
