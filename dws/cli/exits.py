@@ -37,6 +37,7 @@ _CODES: Final[dict[type[BaseException], int]] = {
     click.UsageError: USAGE,
     errors.BadName: USAGE,
     errors.ConfigError: USAGE,
+    errors.BadRequest: USAGE,
     errors.NotFound: NOT_FOUND,
     errors.Unreachable: UNREACHABLE,
     errors.TimedOut: UNREACHABLE,

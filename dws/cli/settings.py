@@ -67,7 +67,10 @@ def parse_port(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number of seconds") from None
     if not 0 < seconds <= 86_400:
         raise ValueError(f"{text!r} is not a time of up to 86400 seconds")
     return seconds

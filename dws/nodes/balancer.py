@@ -241,7 +241,8 @@ class BalancerNode:
             message = messages.decode_client_request(body)
         except messages.MalformedMessage as error:
             self.machine.counters["malformed requests"] += 1
-            service.reply(peer, frame, encode(Error(BadRequest.code, str(error)[:500])))
+            text = f"no request that the balancer's port for clients takes: {error}"
+            service.reply(peer, frame, encode(Error(BadRequest.code, text[:500])))
             return
         if type(message) is Locate:
             located = self.machine.locate(message, time.monotonic())
@@ -254,8 +255,9 @@ class BalancerNode:
             message = messages.decode_server_request(body)
         except messages.MalformedMessage as error:
             self.machine.counters["malformed reports"] += 1
-            reply = encode(Error(BadRequest.code, str(error)[:500]))
-            self._services[_SERVERS].reply(peer, frame, reply)
+            takes = "the balancer's port for web servers (clients use the one before it)"
+            text = f"no request for {takes}: {error}"
+            self._services[_SERVERS].reply(peer, frame, encode(Error(BadRequest.code, text[:500])))
             return
         self._defer(_SERVERS, peer, frame, message)
 

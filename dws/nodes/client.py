@@ -34,6 +34,7 @@ from dws.limits import (
 from dws.messages import ANY, List, NodeStats, Ping, Stat, Status, Why
 from dws.names import check_name
 from dws.nodes.content_types import content_type
+from dws.nodes.endpoints import with_offset
 from dws.nodes.runner import Runner
 from dws.nodes.sources import BytesSource, FileSource, StreamSource
 from dws.nodes.trees import scan_tree
@@ -103,7 +104,9 @@ def connect(
 
     timeout_s: how long a call may take without progress before it raises.
     seed: makes request ids and batch ids repeatable, for tests.
+    Raises ConfigError if `balancer` is no endpoint of the form tcp://HOST:PORT.
     """
+    with_offset(balancer, 0)
     return Client(balancer, timeout_s=timeout_s, context=context, seed=seed)
 
 
@@ -147,8 +150,14 @@ class Client:
     def get_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """Pages by name. Up to 1,000 names are one lookup, so one moment of the catalog."""
         pages: dict[str, bytes] = {}
-        for start in range(0, len(names), LOCATE_MAX_NAMES):
-            pages |= self._get_some(list(dict.fromkeys(names[start : start + LOCATE_MAX_NAMES])))
+        try:
+            for start in range(0, len(names), LOCATE_MAX_NAMES):
+                pages |= self._get_some(list(dict.fromkeys(names[start : start + LOCATE_MAX_NAMES])))
+        except NotFound:
+            # Looked at only now, so that names that are right cost nothing.
+            for name in names:
+                check_name(name)
+            raise
         return pages
 
     def _get_some(self, names: list[str]) -> dict[str, bytes]:

@@ -194,7 +194,8 @@ class WebServerNode:
             message = messages.decode_page_request(body)
         except messages.MalformedMessage as error:
             self.server.counters["malformed requests"] += 1
-            self._service.reply(peer, frame, encode(Error(BadRequest.code, str(error)[:500])))
+            text = f"no request that a web server takes (is this the balancer's address?): {error}"
+            self._service.reply(peer, frame, encode(Error(BadRequest.code, text[:500])))
             return
         if type(message) is Fetch:
             reply, payload = self.server.fetch(message)

@@ -2,7 +2,8 @@
 
 Every seed is a cluster of its own (miniature.py): clients put, get, stream and remove pages, some with
 conditions, some with bytes that a page has already, while nodes crash, pause and come back, messages
-are late or lost, and disks are slow. After every event the machines check themselves. Besides:
+are late or lost, disks are slow, full, and one of them may be lost with all that it had. After every
+event the machines check themselves. Besides:
 
 - A decision names batches whole, of bytes that enough disks have, on conditions that hold at that
   moment; versions, batch ids and decision numbers are used once, and epochs rise.
@@ -11,16 +12,20 @@ are late or lost, and disks are slow. After every event the machines check thems
 - A read is the catalog as it was at one moment between the question and the answer, all names of it.
 - No drop is ordered of what the catalog names, or of what an open batch may yet make it name.
 - No request is answered twice, and in the end every one is answered.
-- In the end every visible page is on two disks, whole; nothing else is on any disk; nothing waits.
+- In the end every visible page is on two disks (on one, if a disk was lost) and is read there byte by
+  byte; nothing else is on any disk; nothing waits.
 
 A failure names its seed. DWS_MINIATURE_SEEDS runs more of them, DWS_MINIATURE_FIRST begins elsewhere.
 """
 
 import os
+from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
 from blake3 import blake3
+from msgspec.structs import replace
 
 from dws.client import Call, Operation
 from dws.download import Page, ReadPages, StreamPage
@@ -29,9 +34,11 @@ from dws.limits import KIB, MIB
 from dws.messages import ABSENT, ANY, Copy, Drop, List, Reserved, Stat, Status
 from dws.names import epoch_of
 from dws.outbox import PutItem
+from dws.policy import POLICIES
 from dws.store import Decision
 from dws.upload import PutBatch, RemovePages
-from tests.dws.miniature import BalancerNode, ClientNode, ServerNode, Weather, World
+from tests.dws.memory_store import MemoryPageStore
+from tests.dws.miniature import HASTY, BalancerNode, ClientNode, ServerNode, Weather, World
 
 SEEDS = int(os.environ.get("DWS_MINIATURE_SEEDS", "200"))
 FIRST = int(os.environ.get("DWS_MINIATURE_FIRST", "0"))
@@ -66,7 +73,11 @@ class Deed:
 
 class Run(World):
     def __init__(self, seed: int) -> None:
-        super().__init__(seed, servers=3, clients=3)
+        rng = Random(seed)
+        config = replace(HASTY, policy=rng.choice(sorted(POLICIES)))
+        super().__init__(seed, servers=rng.choice([3, 3, 4]), clients=3, config=config)
+        self.disks = [server.store for server in self.servers]
+        self.lost_disk = False
         self.deeds: dict[bytes, Deed] = {}
         self.content: dict[tuple[str, int], bytes] = {}
         self.batch_of: dict[int, bytes] = {}
@@ -84,10 +95,8 @@ class Run(World):
     def handed(self, decision: Decision) -> None:
         """Enough disks have the batch before its decision is as much as begun."""
         for record in decision.puts:
-            holders = [
-                server for server in self.servers if (record.name, record.version) in server.store.held
-            ]
-            assert len(holders) >= COPIES, f"{record.name} is decided on the word of {len(holders)} disks"
+            disks = sum((record.name, record.version) in disk.held for disk in self.disks)
+            assert disks >= COPIES, f"{record.name} is decided on the word of {disks} disks"
 
     def decided(self, decisions: list[Decision]) -> None:
         for decision in decisions:
@@ -165,7 +174,9 @@ class Run(World):
             items.append(PutItem(name, Bytes(data, rereadable), *known, condition=self._condition(name)))
         deed = Deed(pages, [], {item.name: item.condition for item in items if item.condition != ANY})
         deadline = self.now + rng.uniform(1, 10)
-        operation = PutBatch(client.directory, deadline, lambda: self._new_id(deed), items, COPIES)
+        watch = rng.choice([None, lambda stored, wanted: None])
+        new_id = partial(self._new_id, deed)
+        operation = PutBatch(client.directory, deadline, new_id, items, COPIES, on_stored=watch)
         client.run(operation, lambda _: self._told(client, deed, operation))
 
     def _remove(self, client: ClientNode) -> None:
@@ -248,8 +259,17 @@ class Run(World):
             if isinstance(node, ClientNode):
                 self.busy -= len(node.running)
             node.crash()
+            if isinstance(node, ServerNode) and not self.lost_disk and rng.random() < 0.1:
+                self._lose_disk(node)
             self.at(rng.choice([0.01, 0.3, 1.5, 4.0]), self.nobody, self._return, node)
         self.at(rng.expovariate(self.fault_rate), self.nobody, self.trouble)
+
+    def _lose_disk(self, server: ServerNode) -> None:
+        """It comes back as a new server, under another name; its old self never."""
+        self.lost_disk = True
+        server.store = MemoryPageStore(self.rng)
+        server.name += "-again"
+        self.disks.append(server.store)
 
     def _return(self, node: Any) -> None:
         if not node.up:
@@ -270,6 +290,9 @@ class Run(World):
             loss=rng.choice([0, 0, 0.01, 0.1]),
             fsync_s=rng.choice([0.001, 0.02, 0.5]),
         )
+        quota_bytes = rng.choice([1 << 40, 1 << 40, 4 * MIB])
+        for server in self.servers:
+            server.store.quota_bytes = quota_bytes
         self.fault_rate = rng.choice([0.01, 0.5, 2.0])
         self.at(rng.expovariate(self.fault_rate), self.nobody, self.trouble)
         self.run(rng.uniform(2, 8))
@@ -284,6 +307,7 @@ class Run(World):
         else:
             raise AssertionError(f"after two minutes of calm: {self.unrest()}")
         self.check_the_end()
+        self.read_all()
 
     def unrest(self) -> str:
         """What is not done yet."""
@@ -292,18 +316,19 @@ class Run(World):
             return f"{self.busy} operations go on"
         if self.balancer.owed or any(server.owed for server in self.servers):
             return "requests are owed an answer"
-        if balancer.placement.open_batches or balancer.orders.open_orders():
-            return (
-                f"{balancer.placement.open_batches} batches, {balancer.orders.open_orders()} orders are open"
-            )
-        if not all(server.live for server in balancer.members.by_number.values()):
-            return "not all servers are live"
-        if balancer.garbage.count() or any(server.store.staged for server in self.servers):
-            return "there is garbage"
+        if balancer.placement.open_batches:
+            return f"{balancer.placement.open_batches} batches are open"
         for server in self.servers:
-            known = balancer.members.by_id[server.store.identity.server]
-            if balancer.catalog.pictures[known.number].sums != server.store.summary()[1]:
+            known = balancer.members.by_id.get(server.store.identity.server)
+            if known is None or not known.live:
+                return f"{server.name} is not live"
+            picture = balancer.catalog.pictures[known.number]
+            if picture.sums != server.store.summary()[1]:
                 return f"the picture of {server.name} is not what its disk has"
+            if picture.strays or server.store.staged:
+                return f"there is garbage on {server.name}"
+        if balancer.orders.open_orders() and not self.lost_disk:
+            return f"{balancer.orders.open_orders()} orders are open"
         return ""
 
     def check_the_end(self) -> None:
@@ -314,9 +339,26 @@ class Run(World):
                 assert key in wanted, f"{server.name} keeps {key}, which the catalog does not name"
                 assert held.data == self.content[key]
                 wanted[key] += 1
-        assert all(copies >= COPIES for copies in wanted.values()), wanted
+        assert all(copies >= COPIES - self.lost_disk for copies in wanted.values()), wanted
         pages = self.balancer.machine.catalog.pages
         assert {name: entry.version for name, entry in pages.items()} == self.truths[-1]
+
+    def read_all(self) -> None:
+        """And readers get all of it."""
+        client = self.clients[0]
+        names = sorted(self.truths[-1])
+        ended: list[Any] = []
+        read = ReadPages(client.directory, self.now + 5, names)
+        client.run(read, ended.append)
+        streams = [StreamPage(client.directory, self.now, 5, name) for name in names]
+        for stream in streams:
+            client.run(stream, ended.append)
+        assert self.run(6, until=lambda: len(ended) == 1 + len(streams))
+        got, large = read.result
+        assert got.keys() | {page.name for page in large} == set(names)
+        for name, stream in zip(names, streams, strict=True):
+            content = self.content[name, self.truths[-1][name]]
+            assert got.get(name, content) == b"".join(stream.ready) == content
 
 
 def play(seed: int) -> Run:
