@@ -57,7 +57,9 @@ def bind_in_a_row(sockets: "list[zmq.Socket[bytes]]", host: str, port: int) -> i
             bind(socket, host, port + offset)
         return port
     for _ in range(_TRIES):
-        first = random.randrange(20_000, 60_000, 4)
+        # Below what Linux gives to outgoing connections: one of those could take the port of a balancer that
+        # is being started again.
+        first = random.randrange(20_000, 32_000, 4)
         bound = []
         try:
             for offset, socket in enumerate(sockets):

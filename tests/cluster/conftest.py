@@ -8,7 +8,6 @@ protocol without the client's machinery.
 import random
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,19 +110,31 @@ class Wire:
 
 
 class ClusterUnderTest:
-    """A balancer and web servers called web-1, web-2, … Settings are fields of dws.config.Config."""
+    """A balancer and web servers called web-1, web-2, …, on free ports. Settings are fields of Config."""
 
-    def __init__(self, directory: Path, webservers: int, settings: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
         self.directory = directory
         self.nodes: dict[str, NodeProcess] = {}
+        self.endpoint = ""
         self._settings = settings
-        # Below the ports that the kernel gives to outgoing connections: while a balancer is down, one of
-        # those could take its port.
-        self.port = free_ports_in_a_row(3)
-        self.endpoint = f"tcp://127.0.0.1:{self.port}"
-        self.add(BALANCER)
-        for number in range(1, webservers + 1):
-            self.add(f"web-{number}")
+
+    def begin(self, webservers: int) -> None:
+        """Start everything, and return when the web servers are alive."""
+        self.add(BALANCER, port=0)
+        self.start(BALANCER)
+        balancer = self.nodes[BALANCER]
+        self.endpoint = balancer.endpoint
+        # Where it is started again it must be found again.
+        balancer.arguments[balancer.arguments.index("--port") + 1] = str(self.port)
+        names = [f"web-{number}" for number in range(1, webservers + 1)]
+        for name in names:
+            self.add(name)
+        self.start(*names)
+        self.wait_alive()
+
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
 
     @property
     def webservers(self) -> list[str]:
@@ -311,22 +322,6 @@ class HeldDisk:
         self.release()
 
 
-def free_ports_in_a_row(count: int) -> int:
-    """The first of some ports that were all free a moment ago."""
-    while True:
-        first = random.randrange(20_000, 32_000, 4)
-        probes = [socket.socket() for _ in range(count)]
-        try:
-            for offset, probe in enumerate(probes):
-                probe.bind(("127.0.0.1", first + offset))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-
-
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Callable[..., ClusterUnderTest]]:
     """`cluster(webservers=3, garbage_s=1)`: starts one, and returns when its servers are alive."""
@@ -335,10 +330,9 @@ def cluster(tmp_path: Path) -> Iterator[Callable[..., ClusterUnderTest]]:
     def make(webservers: int = 2, **settings: Any) -> ClusterUnderTest:
         directory = tmp_path / f"cluster-{len(made)}"
         directory.mkdir()
-        running = ClusterUnderTest(directory, webservers, QUICK | settings)
+        running = ClusterUnderTest(directory, QUICK | settings)
         made.append(running)
-        running.start(*running.nodes)
-        running.wait_alive()
+        running.begin(webservers)
         return running
 
     yield make

@@ -101,10 +101,9 @@ Sockets = Callable[..., "zmq.Socket[bytes]"]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
-    running = ClusterUnderTest(tmp_path_factory.mktemp("bad"), 2, QUICK)
+    running = ClusterUnderTest(tmp_path_factory.mktemp("bad"), QUICK)
     try:
-        running.start(*running.nodes)
-        running.wait_alive()
+        running.begin(2)
         with running.client() as client:
             client.put(PAGES)
         yield running
@@ -856,10 +855,9 @@ def test_a_server_that_answers_with_nonsense_is_never_in_sync(
 @pytest.fixture
 def another(tmp_path: Path) -> Iterator[ClusterUnderTest]:
     """A cluster that the test may leave damaged."""
-    running = ClusterUnderTest(tmp_path, 2, QUICK)
+    running = ClusterUnderTest(tmp_path, QUICK)
     try:
-        running.start(*running.nodes)
-        running.wait_alive()
+        running.begin(2)
         yield running
     finally:
         running.close()

@@ -212,9 +212,8 @@ def test_a_put_outlives_a_kill(kills: Kills, role: str, steps: tuple[str, ...]) 
 # A put that cannot be made again, or not in time
 
 
-@pytest.mark.parametrize(
-    "step", [*(pytest.param(step, marks=SLOW) for step in (RESERVED, STAGING, COMMITTING)), ONE_STORED]
-)
+@SLOW
+@pytest.mark.parametrize("step", [RESERVED, STAGING, COMMITTING, ONE_STORED])
 def test_a_stream_whose_primary_is_lost_is_stored_whole_or_never(kills: Kills, step: str) -> None:
     """The stream cannot be read twice, so the put may fail; then nothing of it turns up with the primary."""
     cluster, body = kills.cluster, body_of(0)
@@ -252,6 +251,7 @@ def test_an_outcome_is_unknown_while_the_balancer_stays_away(kills: Kills, step:
     cluster.check_stored("/page", b"again")
 
 
+@SLOW
 def test_what_was_never_reserved_has_no_unknown_outcome(kills: Kills) -> None:
     with pytest.raises(Unreachable, match=kills.cluster.endpoint):
         kills.put("balancer", BEFORE_RESERVE, {"/page": io.BytesIO(b"")}, restart=False, timeout_s=1.5)

@@ -23,10 +23,9 @@ PAGES = {"/small": SMALL, "/empty": b"", "/large": LARGE, "/ünï": b"x", "/chun
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
-    running = ClusterUnderTest(tmp_path_factory.mktemp("raw"), 2, QUICK)
+    running = ClusterUnderTest(tmp_path_factory.mktemp("raw"), QUICK)
     try:
-        running.start(*running.nodes)
-        running.wait_alive()
+        running.begin(2)
         with running.client() as client:
             client.put(PAGES)
         yield running

@@ -29,7 +29,7 @@ def refused(running: ClusterUnderTest, balancer: str, *texts: str) -> None:
     with running.client() as client:
         # Servers ask again every second: by their second hello garbage_s has passed.
         until(
-            lambda: sum(n for text, n in client.status().counters.items() if "refused" in text) >= 6,
+            lambda: sum(n for text, n in client.status().counters.items() if "refused" in text) >= 4,
             "the servers asked again",
         )
         assert all(server.state != "alive" for server in client.status().servers)

@@ -34,6 +34,7 @@ from dws.messages import (
 )
 from tests.dws.test_copying import digest_list
 
+LARGE = Random(1).randbytes(11 * MIB + 3)
 SERVERS = [ServerRef(number, f"web-{number}", f"tcp://web-{number}:1", number) for number in (1, 2, 3)]
 
 
@@ -291,8 +292,9 @@ def test_with_no_good_holder_all_names_are_looked_up_again() -> None:
     while len(hand.kinds(Locate)) < 2:
         hand.step()
     library.silent.clear()
-    library.pages = {"/a": (2, b"a2", [1]), "/b": (2, b"b2", [2])}
-    assert hand.run().operation.result[0] == {"/a": b"a2", "/b": b"b2"}
+    library.pages = {"/a": (2, LARGE, [1]), "/b": (2, b"b2", [2])}
+    got, (large,) = hand.run().operation.result
+    assert (got, large.name, large.version) == ({"/b": b"b2"}, "/a", 2), "nothing is left of the first"
     assert all(send.message.names == ["/a", "/b"] for send in hand.kinds(Locate))
 
 
@@ -342,8 +344,6 @@ def test_a_reply_with_other_sizes_is_not_believed(sizes: list[int]) -> None:
 
 
 # -- a stream --------------------------------------------------------------------------
-
-LARGE = Random(1).randbytes(11 * MIB + 3)
 
 
 def chunks_of(hand: Hand) -> bytes:

@@ -141,6 +141,13 @@ class Hand:
         return type(self.operation.error)
 
 
+LATE = ["try-again", "not-held", "stale", "full"]
+
+
+def reserved(primary: ServerRef | None = PRIMARY, skip: tuple[int, ...] = ()) -> Reserved:
+    return Reserved(3, VERSION, primary, list(skip), 30.0, 2)
+
+
 def put(*items: PutItem, deadline_s: float = 30.0, copies: int = 2) -> Hand:
     return Hand(PutBatch, list(items) or [item("/a")], copies, deadline_s=deadline_s)
 
@@ -395,21 +402,25 @@ def test_a_silent_primary_is_asked_again_and_then_replaced() -> None:
     assert hand.next(Stage).server == OTHER.number
 
 
-def test_late_answers_of_an_earlier_primary_are_passed_over() -> None:
+@pytest.mark.parametrize("message", [Staged(0, 5), None, *(Error(code, "", 0.1) for code in LATE)], ids=str)
+def test_late_answers_of_an_earlier_primary_are_passed_over(message: Any) -> None:
     hand = put()
     hand.place()
-    old_stage, old_commit = hand.next(Stage), hand.next(Commit)
+    old = hand.next(Stage), hand.next(Commit)
     hand.outcome("open", lost=True)
-    hand.place(primary=OTHER)
-    before = list(hand.all_sent)
-    for tag in (old_stage.tag, old_commit.tag):
-        for message in (Error("try-again", "", 0.1), Error("not-held", ""), Error("full", ""), Staged(0, 5)):
-            assert hand.operation.answered(tag, message, None, hand.now) == []
-        assert hand.operation.unanswered(tag, hand.now) == []
-    assert not hand.operation.finished and hand.all_sent == before
-    hand.stage()
-    hand.outcome("visible", stored=2)
-    assert hand.operation.result
+    hand.sent.clear()
+    hand.operation.answered(hand.all_sent[-1].tag, reserved(OTHER), None, hand.now)
+    hand.tick()
+    expected = list(hand.all_sent)
+    for send in old:
+        if message is None:
+            assert hand.operation.unanswered(send.tag, hand.now) == []
+        else:
+            assert hand.operation.answered(send.tag, message, None, hand.now) == []
+    hand.wait(0.2)
+    assert not hand.operation.finished and hand.all_sent == expected, (
+        "nothing is sent again, nothing given up"
+    )
 
 
 @pytest.mark.parametrize("code", ["stale", "not-held"])
