@@ -495,7 +495,7 @@ class World:
         arrives = max(self._last.get((source, target), 0.0), self.now + delay_s)
         self._last[source, target] = arrives
         way = (source, target, next(self.numbers), target.endpoint)
-        self.at(arrives - self.now, target, self._arrive, way, act, args)
+        heapq.heappush(self._events, (arrives, next(self.numbers), target, self._arrive, (way, act, args)))
 
     def _arrive(self, way: Any, act: Callable[..., None], args: Any) -> None:
         source, target, number, endpoint = way
@@ -519,7 +519,8 @@ class World:
             when, _, node, act, args = heapq.heappop(self._events)
             self.now = max(self.now, when)
             if node.up and node.paused_until > self.now:
-                self.at(node.paused_until - self.now, node, act, *args)
+                # At that very time, in the order in which they came.
+                heapq.heappush(self._events, (node.paused_until, next(self.numbers), node, act, args))
                 continue
             act(*args)
             if until():

@@ -253,7 +253,7 @@ class Run(World):
             return
         rng = self.rng
         node = rng.choice([self.balancer, *self.servers, *self.servers, rng.choice(self.clients)])
-        if node.up and rng.random() < 0.3:
+        if node.up and node.paused_until <= self.now and rng.random() < 0.3:
             node.paused_until = self.now + rng.choice([0.1, 1.0, 3.0])
         elif node.up:
             if isinstance(node, ClientNode):
