@@ -53,3 +53,12 @@ EPOCH_BITS: Final = 28
 COUNTER_BITS: Final = 36
 # --rebuild jumps this far, past every epoch that a lost catalog may have used.
 REBUILD_EPOCH_STEP: Final = 1 << 20
+
+#: Pages of one report of visits.
+VISITS_MAX_PAGES: Final = 1_000
+#: Recent choices that a balancer tells.
+CHOICES_MAX: Final = 20
+#: Upper bounds of the histograms of response times, in seconds; one more bucket counts what is beyond.
+RESPONSE_BOUNDS_S: Final = (
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip

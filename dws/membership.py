@@ -28,7 +28,9 @@ SUSPECT: Final = heartbeat.SUSPECT
 DEAD: Final = heartbeat.DEAD
 CONTESTED: Final = "contested"
 
-_ENDPOINT: Final = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+_PLACE: Final = r"://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}"
+_ENDPOINT: Final = re.compile("tcp" + _PLACE)
+_HTTP_ENDPOINT: Final = re.compile("https?" + _PLACE)
 #: Beats of an older incarnation this long after a newer hello: two processes share one identity.
 _TWINS_AFTER_S: Final = 2.0
 
@@ -60,7 +62,7 @@ class Server(Struct):
         return self.synced and self.heard != DEAD
 
     def ref(self) -> ServerRef:
-        return ServerRef(self.number, self.name, self.pages_endpoint, self.incarnation)
+        return ServerRef(self.number, self.name, self.pages_endpoint, self.incarnation, self.http_endpoint)
 
 
 class Members:
@@ -102,6 +104,8 @@ class Members:
         for endpoint in (hello.pages_endpoint, hello.jobs_endpoint):
             if not _ENDPOINT.fullmatch(endpoint):
                 return BadRequest(f"{hello.name} announces {endpoint!r}, no endpoint of the form tcp://HOST:PORT")
+        if hello.http_endpoint and not _HTTP_ENDPOINT.fullmatch(hello.http_endpoint):
+            return BadRequest(f"{hello.name} announces {hello.http_endpoint!r}, not of the form http://HOST:PORT")
         if hello.cluster and hello.cluster != self._head.cluster:
             return WrongCluster(
                 f"server {hello.name} belongs to cluster {hello.cluster.hex()}, this catalog is of "
@@ -158,7 +162,7 @@ class Members:
         if fresh:
             server.synced = False
             server.contested = False
-        if fresh or moved or hello.name != server.name:
+        if fresh or moved or (hello.name, hello.http_endpoint) != (server.name, server.http_endpoint):
             self.table += 1
         server.name = hello.name
         server.incarnation = hello.incarnation

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from dws.limits import (
     BATCH_MAX_PAGES,
+    CHOICES_MAX,
     CONTENT_TYPE_MAX,
     EPOCH_BITS,
     FETCH_MAX_PAGES,
@@ -26,7 +27,9 @@ from dws.limits import (
     MANIFEST_MAX_RECORDS,
     NAME_MAX_BYTES,
     PAGE_MAX_BYTES,
+    RESPONSE_BOUNDS_S,
     TEXT_MAX,
+    VISITS_MAX_PAGES,
 )
 
 # -- field types ---------------------------------------------------------------
@@ -54,6 +57,8 @@ Time = Annotated[float, Meta(ge=-62_135_596_800, le=253_402_300_799)]
 Count = U64
 ServerNo = Annotated[int, Meta(ge=0, le=65_535)]
 ContentType = Annotated[str, Meta(max_length=CONTENT_TYPE_MAX)]
+# Requests answered within each bound of RESPONSE_BOUNDS_S but not within the one before it, and beyond all.
+Histogram = Annotated[list[Count], Meta(max_length=len(RESPONSE_BOUNDS_S) + 1)]
 
 #: Condition of a put or rm: -1 none, 0 the page must not exist, else the visible version it must have.
 ANY: Final = -1
@@ -84,12 +89,16 @@ class Dropped(_Message):
 
 
 class ServerRef(_Message):
-    """Where a server's ROUTER is, and which life of it is meant."""
+    """Where a server's ROUTER is, and which life of it is meant.
+
+    http: its endpoint for browsers, `http://HOST:PORT`; empty if it has none.
+    """
 
     number: ServerNo
     name: Name
     endpoint: Text
     incarnation: U64
+    http: Text = ""
 
 
 class Error(_Message, tag="error"):
@@ -307,6 +316,18 @@ class ServerStatus(_Message):
     bytes_sent: Count
     last_beat_age_s: float
     note: Text
+    http_endpoint: Text = ""
+
+
+class RecentChoice(_Message):
+    """One lookup's choice, as a sample: the candidates are its live holders with their download loads."""
+
+    age_s: float
+    name: Name
+    version: Version
+    chosen: Text
+    candidates: Annotated[list[tuple[Text, float]], Meta(max_length=16)]
+    reason: Text
 
 
 class ClusterStatus(_Message, tag="cluster"):
@@ -325,6 +346,7 @@ class ClusterStatus(_Message, tag="cluster"):
     lookups: Count
     servers: list[ServerStatus]
     counters: dict[str, int]
+    choices: Annotated[list[RecentChoice], Meta(max_length=CHOICES_MAX)] = []
 
 
 class Ping(_Message, tag="ping"):
@@ -549,6 +571,28 @@ class NodeStatsAre(_Message, tag="node-stats-are"):
     counters: dict[str, float]
     hot: list[tuple[Name, Count, Count]]  # name, visits, bytes: this period
     hot_last: list[tuple[Name, Count, Count]]
+    response: Histogram = []
+
+
+class Visits(_Message, tag="visits"):
+    """A server's HTTP endpoint tells what it has served since its last report that was counted.
+
+    `number` rises with each report of this life of the endpoint, so that one sent twice counts once."""
+
+    endpoint: Id
+    number: Count
+    served: Count
+    failed: Count
+    bytes_sent: Count
+    pages: Annotated[list[tuple[Name, Count, Count]], Meta(max_length=VISITS_MAX_PAGES)]
+    response: Histogram = []
+
+
+class Counted(_Message, tag="counted"):
+    """`number` is the server's, as the balancer knows it; -1 before it is welcome."""
+
+    number: Annotated[int, Meta(ge=-1, le=65_535)]
+    epoch: Epoch
 
 
 # -- balancer → webserver, jobs ---------------------------------------------------------
@@ -599,19 +643,19 @@ class Beat(_Message, tag="beat"):
 # -- codecs --------------------------------------------------------------------------------
 
 ClientRequest = (
-    Locate | Reserve | Await | Abort | Remove | List | Stat | Why | Status | Ping
+    Locate | Reserve | Await | Abort | Remove | List | Stat | Why | Status | NodeStats | Ping
 )  # fmt: skip
 BalancerReply = (
-    Located | Reserved | Outcome | Listing | Stated | Because | ClusterStatus | Pong | Error
+    Located | Reserved | Outcome | Listing | Stated | Because | ClusterStatus | NodeStatsAre | Pong | Error
 )  # fmt: skip
 ServerRequest = Hello | Stored | CopyFailed
 ServerReply = Welcome | Applied | Pong | Error
 PageRequest = (
-    Fetch | Read | Digests | Stage | Commit | Unstage | Sums | Manifest | NodeStats | Ping
+    Fetch | Read | Digests | Stage | Commit | Unstage | Sums | Manifest | NodeStats | Visits | Ping
 )  # fmt: skip
 PageReply = (
     Fetched | ReadData | DigestList | Staged | Committed | Unstaged | SumsAre | ManifestPage | NodeStatsAre
-    | Pong | Error
+    | Counted | Pong | Error
 )  # fmt: skip
 Job = Copy | Drop
 

@@ -34,7 +34,7 @@ def test_a_section_lists_the_fields_in_their_order(tag: str) -> None:
     [
         messages.Record, messages.Dropped, messages.ServerRef, messages.Later, messages.PutPage,
         messages.RemovePage, messages.StagePart, messages.CommitPage, messages.Change, messages.Choice,
-        messages.PageStat, messages.Holder,
+        messages.PageStat, messages.Holder, messages.ServerStatus, messages.RecentChoice,
     ],
 )  # fmt: skip
 def test_fields_of_structures_are_listed_in_their_order(structure: type[msgspec.Struct]) -> None:

@@ -37,6 +37,7 @@ from dws.messages import (
     Committed,
     Copy,
     CopyFailed,
+    Counted,
     DigestList,
     Digests,
     Drop,
@@ -62,6 +63,7 @@ from dws.messages import (
     PutPage,
     Read,
     ReadData,
+    RecentChoice,
     Record,
     Remove,
     RemovePage,
@@ -80,6 +82,7 @@ from dws.messages import (
     SumsAre,
     Unstage,
     Unstaged,
+    Visits,
     Welcome,
     Why,
     encode,
@@ -119,7 +122,7 @@ LARGE = Record(
     "/film", VERSION, BATCH, len(LARGE_BODY), blake3(LARGE_BODY).digest(), blake3(LARGE_LIST).digest(), "",
     1.5e9, 1,
 )  # fmt: skip
-WEB_1 = ServerRef(1, "web-1", "tcp://192.0.2.11:6001", INCARNATION)
+WEB_1 = ServerRef(1, "web-1", "tcp://192.0.2.11:6001", INCARNATION, "http://192.0.2.11:6080")
 WEB_2 = ServerRef(2, "web-2", "tcp://192.0.2.12:6001", 1 << 32 | 7)
 
 KEY = page_key(SMALL.name)
@@ -133,7 +136,7 @@ def located(record: Record, *holders: int) -> tuple[int, int, bytes, bytes, list
 
 STATUS_OF_WEB_1 = ServerStatus(
     1, "web-1", "alive", WEB_1.endpoint, INCARNATION, 1, 15, 10**9, 4, 9, 13, 0, 0, 5e-5, 4e-4, 4.5e-4, 2.0,
-    0.01, 195, 0.1, "",
+    0.01, 195, 0.1, "", WEB_1.http,
 )  # fmt: skip
 CHOICE = Choice("web-1", "alive", True, 4.5e-4, 2.0, 4e-4, 0.0, 1.0, 5e-5, 1, "eligible")
 
@@ -180,6 +183,7 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
         ClusterStatus(
             CLUSTER, EPOCH, DECISION, "least-load", 2, 1, 15, [0, 0, 1, 0], 0, 0, 12.5, 4, [STATUS_OF_WEB_1],
             {"lookups": 4},
+            [RecentChoice(0.5, "/index.html", VERSION, "web-1", [("web-1", 4.5e-4)], "the only live holder")],
         ),
         None,
     ),
@@ -188,8 +192,8 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
     (
         REQUEST,
         Hello(
-            SERVER, "web-1", INCARNATION, WEB_1.endpoint, "tcp://192.0.2.11:6002", "", CLUSTER, EPOCH, NONCE,
-            DECISION, 12, 1, 15, 10**9,
+            SERVER, "web-1", INCARNATION, WEB_1.endpoint, "tcp://192.0.2.11:6002", WEB_1.http, CLUSTER, EPOCH,
+            NONCE, DECISION, 12, 1, 15, 10**9,
         ),
         None,
     ),
@@ -221,7 +225,13 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
     (REQUEST, Manifest(INCARNATION, bucket_of(KEY), b"", 2000), None),
     (REPLY, ManifestPage(bucket_of(KEY), [SMALL], b""), None),
     (REQUEST, NodeStats(20), None),
-    (REPLY, NodeStatsAre("web-1", 30.0, 12.5, {"served": 13.0}, [("/index.html", 4, 60)], []), None),
+    (
+        REPLY,
+        NodeStatsAre("web-1", 30.0, 12.5, {"served": 13.0}, [("/index.html", 4, 60)], [], [9, 4]),
+        None,
+    ),
+    (REQUEST, Visits(SERVER, 2, 4, 0, 60, [("/index.html", 4, 60)], [3, 1]), None),
+    (REPLY, Counted(1, EPOCH), None),
     (JOB, Copy(NONCE, DECISION, WEB_1, [SMALL]), None),
     (JOB, Drop(NONCE, DECISION, [Dropped("/index.html", OLD)]), None),
     (
