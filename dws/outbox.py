@@ -81,6 +81,11 @@ class Outbox:
     def all_acknowledged(self) -> bool:
         return self.all_sent and not self._sent
 
+    @property
+    def made(self) -> int:
+        """Messages made so far, those sent again not counted."""
+        return self._serial
+
     def described(self) -> list[tuple[int, PutItem, int, bytes]]:
         """(index, item, size, digest) of every page to commit."""
         return [

@@ -29,6 +29,7 @@ from dws.messages import (
     ServerRef,
     Stage,
     Staged,
+    Unstage,
 )
 from dws.outbox import Outbox, PutItem
 
@@ -77,6 +78,7 @@ class PutBatch(Decided):
         self._committed = False
         self._placement = 0
         self._tries = 0
+        self._has_read = False
 
     def place(self, now: float) -> list[Send]:
         self._committed = False
@@ -92,6 +94,13 @@ class PutBatch(Decided):
             return super().resume(now)
         sends = self._stage_on(now)
         return sends + self.await_() if self._committed and not self.finished else sends
+
+    def tick(self, now: float) -> list[Send]:
+        if self._has_read:
+            # However long a stream took to bring them: new bytes are progress, and that wait is no silence.
+            self._has_read = False
+            self._moved_at = now
+        return super().tick(now)
 
     def is_of_balancer(self, what: str) -> bool:
         return what not in ("staged", "committed")
@@ -112,6 +121,23 @@ class PutBatch(Decided):
         if self._outbox is None or tag[2] != self._placement:
             return []
         return self._primary_silent(self._outbox, tag, now)
+
+    def give_up(self, error: DwsError, now: float) -> list[Send]:
+        # A batch that will not be committed ends here and now: neither answer is waited for.
+        farewell = [] if self._may_be_decided or self._outbox is None else self.abort()
+        return super().give_up(error, now) + farewell
+
+    def abort(self) -> list[Send]:
+        return super().abort() + self._unstage()
+
+    def _unstage(self) -> list[Send]:
+        """What the primary was sent in vain it may drop now, not when it is tired of waiting. Once it was
+        told to commit, what becomes of the batch is the balancer's to say."""
+        primary = self._primary
+        if primary is None or self._outbox is None or self._may_be_decided:
+            return []
+        tag = ("unstaged", self._attempt, self._placement)
+        return [Send(primary.number, Unstage(self._batch), tag, _STAGE_TIMEOUT_S)]
 
     def conflicted(self, text: str, names: list[str], now: float) -> list[Send]:
         """A page that was skipped, since it had these bytes, has others by now: that is no condition
@@ -143,6 +169,7 @@ class PutBatch(Decided):
         outbox, primary = self._outbox, self._primary
         assert outbox is not None and primary is not None
         sends = []
+        made = outbox.made
         try:
             for serial, parts, data in outbox.next_messages():
                 request = Stage(self._batch, outbox.version, primary.incarnation, parts)
@@ -150,6 +177,7 @@ class PutBatch(Decided):
                 sends.append(Send(primary.number, request, tag, _STAGE_TIMEOUT_S, data))
         except OSError as error:
             return self.give_up(DwsError(f"cannot read what is to be put: {error}"), now)
+        self._has_read |= outbox.made > made
         if outbox.all_sent and not self._committed:
             self._committed = True
             sends += self._commit(now)

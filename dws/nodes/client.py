@@ -36,16 +36,16 @@ from dws.names import check_name
 from dws.nodes.content_types import content_type
 from dws.nodes.endpoints import with_offset
 from dws.nodes.runner import Runner
-from dws.nodes.sources import BytesSource, FileSource, StreamSource
+from dws.nodes.sources import BytesSource, FileSource, SizedStream, StreamSource
 from dws.nodes.trees import scan_tree
 from dws.outbox import PutItem
 from dws.upload import PutBatch, RemovePages, Stored
 
-Source = bytes | Path | BinaryIO
+Source = bytes | Path | BinaryIO | SizedStream
 
 #: As many copies as the cluster is set to.
 _DEFAULT_COPIES = 0
-#: A stream of unknown size has this long, if it does not say otherwise, to be put.
+#: A stream, which comes at its sender's pace, has this long on top of that.
 _STREAM_S = 3600.0
 #: What a large upload is given on top of its time-out, so that a slow disk does not end it.
 _SLOW_BYTES_S = 8 * MIB
@@ -287,7 +287,9 @@ class Client:
         # Nobody watches: one answer at the end is enough.
         on_stored = None if on_progress is None else stored
 
-        limit_s = timeout_s + (known / _SLOW_BYTES_S if known is not None else _STREAM_S)
+        limit_s = timeout_s + (known or 0) / _SLOW_BYTES_S
+        if not all(item.source.rereadable for item in items):
+            limit_s += _STREAM_S
         deadline = time.monotonic() + limit_s
         operation = PutBatch(
             self._directory, deadline, self._new_id, items, copies, staged, on_stored, timeout_s
@@ -399,6 +401,8 @@ class Client:
             return PutItem(name, BytesSource(data), len(data), blake3(data).digest())
         if not alone:
             raise OverBound(f"{name}: a stream is a batch by itself")
+        if isinstance(source, SizedStream):
+            return PutItem(name, StreamSource(source.stream), source.size)
         return PutItem(name, StreamSource(source))
 
     def remove(

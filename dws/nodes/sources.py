@@ -6,7 +6,20 @@ is asked; a stream only once, from its beginning to its end.
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class Readable(Protocol):
+    def read(self, length: int, /) -> bytes: ...
+
+
+class SizedStream(Struct):
+    """A stream whose size is known before it is read: room can be asked for. size -1: it is not."""
+
+    stream: Readable
+    size: int
 
 
 class BytesSource:
@@ -43,7 +56,7 @@ class StreamSource:
 
     rereadable = False
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Readable) -> None:
         self._stream = stream
 
     def read(self, offset: int, length: int) -> bytes:

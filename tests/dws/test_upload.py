@@ -34,6 +34,7 @@ from dws.messages import (
     ServerRef,
     Stage,
     Staged,
+    Unstage,
 )
 from dws.names import make_version
 from dws.outbox import Outbox, PutItem
@@ -318,6 +319,48 @@ def test_a_failed_stage_before_the_commit_needs_no_abort() -> None:
     hand.place()
     hand.answer(Stage, Error("full", "no room"))
     assert hand.error is errors.Full
+
+
+def staging() -> Hand:
+    """A large page of which something has been sent to its primary."""
+    hand = put(item("/a", bytes(20 * MIB), known=False, rereadable=False))
+    hand.answer(Ping, Pong("balancer", 0, 3))
+    hand.answer(Reserve, reserved())
+    assert hand.next(Stage)
+    return hand
+
+
+def test_what_was_staged_in_vain_is_dropped_at_once_and_the_batch_with_it() -> None:
+    given_up = staging()
+    given_up.answer(Stage, Error("over-bound", "too much"))
+    assert given_up.operation.finished
+    abandoned = staging()
+    for send in [*given_up.sent, *abandoned.operation.abort()]:
+        assert send.server == (1 if isinstance(send.message, Stage | Unstage) else 0)
+    assert [kind for kind in given_up.kinds() if kind != "Stage"] == ["Abort", "Unstage"]
+    assert [type(send.message) for send in abandoned.operation.abort()] == [Abort, Unstage]
+
+
+def test_once_a_commit_was_sent_nothing_is_unstaged() -> None:
+    hand = put(item("/a"))
+    hand.answer(Ping, Pong("balancer", 0, 3))
+    hand.answer(Reserve, reserved())
+    assert hand.next(Commit)
+    assert [type(send.message) for send in hand.operation.abort()] == [Abort]
+
+
+def test_bytes_that_a_stream_took_long_to_bring_are_no_silence() -> None:
+    hand = put(item("/a", bytes(20 * MIB), known=False, rereadable=False))
+    hand.operation._patience_s = 5.0
+    hand.answer(Ping, Pong("balancer", 0, 3))
+    hand.answer(Reserve, reserved())
+    # Reading the first chunks took that long; the time of the answer was before.
+    hand.wait(8.0)
+    assert not hand.operation.finished
+    hand.wait(4.0)
+    assert not hand.operation.finished
+    hand.wait(2.0)
+    assert hand.operation.finished
 
 
 def test_never_in_the_same_epoch_is_final_and_in_another_is_put_again_under_a_new_id() -> None:
