@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Final
 
 from dws.catalog import Catalog
+from dws.choices import Choices
 from dws.config import Config
 from dws.effects import Answer, Ask, Connect, Disconnect, Effects, Log
 from dws.errors import Refused
@@ -47,6 +48,7 @@ from dws.messages import (
     Locate,
     Located,
     ManifestPage,
+    NodeStats,
     Ping,
     Pong,
     Record,
@@ -96,6 +98,7 @@ class Balancer:
         """Where → what the shell's sockets counted, for reports."""
         self.catalog = Catalog(records)
         self.loads = Loads(config)
+        self.choices = Choices(config.policy)
         self.members = Members(head, config, now)
         self.orders = Orders(head, config)
         self.sync = Sync(self.catalog, config)
@@ -157,6 +160,8 @@ class Balancer:
             else:
                 later.append(self._later(index, holders))
             found.append((entry.version, entry.size, entry.digest, entry.list_digest, live))
+        if now >= self.choices.due and found and found[-1]:
+            self.choices.note(name, found[-1], holders, avoid, loads, per_page_s, now)
         self.counters["lookups"] += 1
         self.counters["names looked up"] += len(found)
         table = self.members.table
@@ -211,6 +216,8 @@ class Balancer:
                 return [Answer(token, self.report.why(message, self._find_live))]
             case Status():
                 return [Answer(token, self.report.status(now))]
+            case NodeStats():
+                return [Answer(token, self.report.node_stats(now))]
             case Ping():
                 return [Answer(token, Pong("balancer", 0, self._head.epoch))]
         raise AssertionError(f"no handler for {type(message).__name__}")

@@ -11,6 +11,7 @@ batch or job of it can meet a store that would still fence it off.
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dws.effects import Effects, Log, Report, Write
 from dws.errors import TryAgain, WrongCluster
@@ -39,6 +40,8 @@ class Endpoints(Struct, frozen=True):
 
 class Following:
     def __init__(self, name: str, store: PageStore, endpoints: Endpoints, now: float) -> None:
+        self.number = -1
+        """Of this server, as the balancer that it follows knows it; -1: not yet known."""
         self.epoch = 0
         """Of the balancer that this server follows; 0: none yet."""
         self.hello_at = now
@@ -63,6 +66,11 @@ class Following:
             identity.decision, self._store.number, pages, bytes_stored, bytes_free,
         )  # fmt: skip
         return [Report(hello, ("hello",), REPORT_TIMEOUT_S)]
+
+    def http_up(self, endpoint: str, now: float) -> Effects:
+        """The HTTP endpoint can be reached there; or, if empty, no longer."""
+        self._endpoints = replace(self._endpoints, http=endpoint)
+        return self.hello(now)
 
     def answered(self, what: str, message: Any, now: float) -> Effects:
         if what == "hello":
@@ -92,6 +100,7 @@ class Following:
             level, what = ("info", "waiting") if passes else ("error", "not joining")
             return [Log(level, f"{what}: {refusal}")] if refusal != known else []
         self._refusal = ""
+        self.number = message.number
         told_before = message.epoch == self.epoch and message.decision <= self._store.identity.decision
         if told_before or message.epoch == self._remembering:
             return []

@@ -5,12 +5,19 @@ the figures are used for (load.py).
 """
 
 import heapq
+from bisect import bisect_left
+from collections import OrderedDict
 from typing import Final
+
+from dws.limits import RESPONSE_BOUNDS_S
+from dws.messages import Visits
 
 #: Pages counted one by one in a period; visits to further pages count in the totals only.
 _PAGES_MAX: Final = 200_000
 #: What is left, at the next beat, of the weight of all earlier rounds: a window of some ten beats.
 _AGING: Final = 0.9
+#: Lives of HTTP endpoints whose last report is remembered, so that none counts twice.
+_REPORTERS_MAX: Final = 16
 
 
 class LoadBook:
@@ -24,6 +31,9 @@ class LoadBook:
         self.served = 0
         self.failed = 0
         self.bytes_sent = 0
+        #: How many pages were answered within each of RESPONSE_BOUNDS_S, and beyond.
+        self.response = [0] * (len(RESPONSE_BOUNDS_S) + 1)
+        self._reported: OrderedDict[bytes, int] = OrderedDict()
         self._busy_s = 0.0
         self._busy_pages = 0.0
         self._waiting = 0
@@ -40,12 +50,36 @@ class LoadBook:
         elif len(self.pages) < _PAGES_MAX:
             self.pages[name] = [1, size_bytes]
 
+    def report(self, visits: Visits) -> None:
+        """What the HTTP endpoint served, once however often it tells it."""
+        if visits.number <= self._reported.get(visits.endpoint, 0):
+            return
+        self._reported[visits.endpoint] = visits.number
+        self._reported.move_to_end(visits.endpoint)
+        if len(self._reported) > _REPORTERS_MAX:
+            self._reported.popitem(last=False)
+        self.served += visits.served
+        self.visits += visits.served
+        self.failed += visits.failed
+        self.bytes_sent += visits.bytes_sent
+        for bucket, count in enumerate(visits.response):
+            self.response[bucket] += count
+        for name, times, size_bytes in visits.pages:
+            counted = self.pages.get(name)
+            if counted is not None:
+                counted[0] += times
+                counted[1] += size_bytes
+            elif len(self.pages) < _PAGES_MAX:
+                self.pages[name] = [times, size_bytes]
+
     def round(self, requests: int, pages: int, busy_s: float) -> None:
         """One round of the loop: what it found waiting, what it served, how long that took."""
         self._waiting = requests
         if pages:
             self._busy_s += busy_s
             self._busy_pages += pages
+            # None of them waited longer.
+            self.response[bisect_left(RESPONSE_BOUNDS_S, busy_s)] += pages
 
     def sample(self) -> tuple[int, float]:
         """(requests waiting, service time of a page in s), once a beat.

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 from dws.config import Config
 from dws.membership import ALIVE, Server
-from dws.messages import Because, Choice, ClusterStatus, Holder, PageStat, ServerStatus, Stat, Stated, Why
+from dws.messages import (
+    Because,
+    Choice,
+    ClusterStatus,
+    Holder,
+    NodeStatsAre,
+    PageStat,
+    ServerStatus,
+    Stat,
+    Stated,
+    Why,
+)
 from dws.policy import POLICIES
 from dws.store import CatalogHead
 
@@ -74,18 +85,29 @@ class Report:
             copies[min(live, 3)] += count
         servers = list(balancer.members.by_number.values())
         uploads = balancer.loads.upload([server.number for server in servers if server.state == ALIVE])
-        counters = dict(balancer.counters)
-        counters["orders open"] = balancer.orders.open_orders()
-        counted = {"heartbeat": balancer.members.counters, **balancer.counted_elsewhere}
-        for where, counts in counted.items():
-            counters |= {f"{where} {name}": count for name, count in counts.items()}
         return ClusterStatus(
             self._head.cluster, self._head.epoch, balancer.placement.decision, self._config.policy,
             self._config.copies, len(balancer.catalog.pages), balancer.catalog.bytes_visible, copies,
             balancer.placement.open_batches, balancer.garbage.count(), now - self._started,
             balancer.counters["names looked up"],
-            [self._server_status(server, uploads, now) for server in servers], counters,
+            [self._server_status(server, uploads, now) for server in servers], self._counters(),
+            balancer.choices.recent(lambda number: balancer.members.by_number[number].name, now),
         )  # fmt: skip
+
+    def node_stats(self, now: float) -> NodeStatsAre:
+        """The balancer serves no pages: it has counters only."""
+        period_s = self._config.period_s
+        counters = {name: float(count) for name, count in self._counters().items()}
+        return NodeStatsAre("balancer", period_s, (now - self._started) % period_s, counters, [], [])
+
+    def _counters(self) -> dict[str, int]:
+        balancer = self._balancer
+        counters = dict(balancer.counters)
+        counters["orders open"] = balancer.orders.open_orders()
+        counted = {"heartbeat": balancer.members.counters, **balancer.counted_elsewhere}
+        for where, counts in counted.items():
+            counters |= {f"{where} {name}": count for name, count in counts.items()}
+        return counters
 
     def _server_status(self, server: Server, uploads: dict[int, float], now: float) -> ServerStatus:
         balancer = self._balancer
@@ -115,4 +137,5 @@ class Report:
             bytes_sent=beat.bytes_sent if beat else 0,
             last_beat_age_s=balancer.members.silence_s(server, now),
             note=note,
+            http_endpoint=server.http_endpoint,
         )

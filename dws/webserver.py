@@ -27,6 +27,7 @@ from dws.messages import (
     Beat,
     Commit,
     Copy,
+    Counted,
     DigestList,
     Digests,
     Drop,
@@ -45,6 +46,7 @@ from dws.messages import (
     Sums,
     SumsAre,
     Unstage,
+    Visits,
     Welcome,
 )
 from dws.names import sums_digest
@@ -107,13 +109,19 @@ class BalancerUp(Struct):
     """The connection to the balancer was (re)made: it may be a new one."""
 
 
+class HttpUp(Struct):
+    """The HTTP endpoint beside this server is at `endpoint`; empty: it is gone."""
+
+    endpoint: str
+
+
 class Tick(Struct):
     figures: Figures
 
 
 Event = (
     PeerAsked | JobCame | ReportAnswered | ReportUnanswered | PeerAnswered | PeerUnanswered | Written
-    | BalancerUp | Tick
+    | BalancerUp | HttpUp | Tick
 )  # fmt: skip
 
 
@@ -142,6 +150,7 @@ class WebServer:
             PeerUnanswered: self._peer_unanswered,
             Written: self._written,
             BalancerUp: self._balancer_up,
+            HttpUp: self._http_up,
             Tick: self._tick,
         }
 
@@ -214,6 +223,9 @@ class WebServer:
                 return [AnswerData(token, DigestList(len(joined) // 32), joined)]
             case Ping():
                 return [Answer(token, Pong(self.name, self.book.waiting, self.epoch))]
+            case Visits():
+                self.book.report(message)
+                return [Answer(token, Counted(self._following.number, self.epoch))]
             case NodeStats():
                 return [Answer(token, self._stats(message, now))]
             case Sums() | Manifest() if message.incarnation != self.store.identity.incarnation:
@@ -241,7 +253,7 @@ class WebServer:
         counters |= {"served": book.served, "failed": book.failed, "bytes sent": book.bytes_sent}
         age_s = book.period_s - book.left_s(now)
         hot, hot_last = book.hot(request.top), book.hot(request.top, last=True)
-        return NodeStatsAre(self.name, book.period_s, age_s, counters, hot, hot_last)
+        return NodeStatsAre(self.name, book.period_s, age_s, counters, hot, hot_last, book.response)
 
     # -- jobs -----------------------------------------------------------------------------------------
 
@@ -300,6 +312,9 @@ class WebServer:
 
     def _balancer_up(self, event: BalancerUp, now: float) -> Effects:
         return self._following.hello(now)
+
+    def _http_up(self, event: HttpUp, now: float) -> Effects:
+        return self._following.http_up(event.endpoint, now)
 
     # -- time ------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from dws.limits import FRAME_MAX_BYTES, SERVERS_MAX
 from dws.messages import Error, Locate, encode
 from dws.nodes.catalog_store import LmdbCatalogStore, write_rebuilt
 from dws.nodes.endpoints import advertised, announce, bind_in_a_row, withdraw
+from dws.nodes.own_process import OwnProcess
 from dws.nodes.refusals import refuse
 from dws.rebuild import Rebuild
 from dws.store import Decision
@@ -190,6 +191,7 @@ class BalancerNode:
             "servers": self._services[_SERVERS].counters,
             "calls": self._calls.counters,
             "replies": requester.counters,
+            "process": OwnProcess(),
         }
         """What the sockets counted, for reports."""
         self._links: dict[int, _Link] = {}

@@ -1,13 +1,20 @@
 """What a page's name says of its content.
 
 What lives here: the guess that puts make where nobody says better. Python's own
-table alone: what a name means must not depend on the machine's files.
+table, and what it lacks in some versions: what a name means must not depend on the
+machine's files.
 """
 
 import mimetypes
 from typing import Final
 
 _TYPES: Final = mimetypes.MimeTypes()
+for _suffix, _kind in {
+    ".js": "text/javascript", ".mjs": "text/javascript", ".md": "text/markdown", ".otf": "font/otf",
+    ".ttf": "font/ttf", ".woff": "font/woff", ".woff2": "font/woff2", ".avif": "image/avif",
+    ".webp": "image/webp",
+}.items():  # fmt: skip
+    _TYPES.add_type(_kind, _suffix)
 _COMPRESSED: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 UNKNOWN_TYPE: Final = "application/octet-stream"
 

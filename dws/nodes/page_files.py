@@ -150,12 +150,15 @@ class _Open:
 class PageFiles:
     """Whole pages by record key. One thread adds and removes; any thread reads."""
 
-    def __init__(self, directory: Path) -> None:
-        """Makes the directory and those in it, durably, where they are missing."""
+    def __init__(self, directory: Path, *, make: bool = True) -> None:
+        """Makes the directory and those in it, durably, where they are missing: but for a second process
+        that only reads."""
         self.directory = directory
         self._fanout = [directory / f"{number:02x}" for number in range(256)]
         self._lock = threading.Lock()
         self._open: OrderedDict[bytes, _Open] = OrderedDict()
+        if not make:
+            return
         make_directory(directory)
         found = set(os.listdir(directory))
         for each in self._fanout:

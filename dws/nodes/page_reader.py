@@ -10,16 +10,20 @@ no writer and sees a commit as soon as it is durable.
 """
 
 import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import lmdb
 from blake3 import blake3
 
-from dws.errors import OverBound
+from dws.errors import OverBound, Refused
 from dws.limits import CHUNK_BYTES, GET_MAX_BYTES, MIB
 from dws.messages import Change, Dropped, Record, decode_change, decode_record
 from dws.nodes.page_files import PageFiles
-from dws.nodes.page_tables import Tables, change_key, inline_key, record_key
+from dws.nodes.page_tables import Tables, change_key, find_tables, inline_key, record_key
+from dws.nodes.store_directory import STORE_NAME
 
 #: `changes` returns no more than this, so that what it returns fits a message.
 CHANGES_MAX_BYTES: Final = 4 * MIB
@@ -77,6 +81,48 @@ class PageReader:
             if digests is None and txn.get(key, db=self._tables.records) is not None:
                 return b""
         return digests
+
+    def look(self, name: str, version: int) -> tuple[Record, bytes | None] | None:
+        """The record and, of a page that lies in the record store, its bytes, both of one moment; None if
+        not held. The bytes are not checked."""
+        key = record_key(name, version)
+        with self._environment.begin() as txn:
+            raw = txn.get(key, db=self._tables.records)
+            data = txn.get(inline_key(key), db=self._inline)
+        return None if raw is None else (decode_record(raw), data)
+
+    def page_file(self, record: Record) -> Path:
+        """Where the bytes of a larger page lie."""
+        return self._files.path(record_key(record.name, record.version))
+
+    def check_chunks(self, record: Record, digests: bytes, chunks: Iterable[int]) -> bool:
+        """Whether these chunks of a page file have the digests that `digests`, of the page's list, says.
+
+        Holds one chunk at a time, and no descriptor afterwards: another process may delete the file.
+        """
+        expected = digests or record.digest
+        if digests and blake3(digests).digest() != record.list_digest:
+            return False
+        try:
+            descriptor = os.open(self.page_file(record), os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            for chunk in chunks:
+                start = chunk * CHUNK_BYTES
+                data = os.pread(descriptor, min(CHUNK_BYTES, record.size - start), start)
+                if blake3(data).digest() != expected[chunk * 32 : chunk * 32 + 32]:
+                    return False
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def check_readers(self) -> None:
+        """Free the places of readers that were killed: one in the middle of a read would keep the space of
+        everything that is dropped from then on."""
+        self._environment.reader_check()
 
     # -- what is held, and how it came to be --------------------------------------------
 
@@ -176,3 +222,28 @@ class PageReader:
         except OSError:
             return False
         return size == record.size and whole.digest() == record.digest and b"".join(chunks) == digests
+
+
+class SharedPageReader(PageReader):
+    """A page store that another process has open, for as long as it lives. Writes nothing, takes no lock."""
+
+    def __init__(self, path: Path, *, map_bytes: int = 1 << 40) -> None:
+        """Raises Refused if there is no page store."""
+        file = path / STORE_NAME
+        try:
+            environment = lmdb.open(
+                str(file), map_size=map_bytes, subdir=False, readonly=True, create=False, readahead=False,
+                lock=True, max_dbs=8, max_readers=126, max_spare_txns=8,
+            )  # fmt: skip
+        except lmdb.Error as error:
+            raise Refused(f"{path} is not the directory of a web server: {error}") from error
+        environment.reader_check()
+        try:
+            super().__init__(environment, find_tables(environment), PageFiles(path / "pages", make=False))
+        except BaseException:
+            environment.close()
+            raise
+
+    def close(self) -> None:
+        self._files.close()
+        self._environment.close()

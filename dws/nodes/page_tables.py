@@ -66,6 +66,20 @@ def open_tables(environment: lmdb.Environment) -> Tables:
     return tables
 
 
+def find_tables(environment: lmdb.Environment) -> Tables:
+    """The databases of a store that another process made. Raises Refused if they are not there."""
+    try:
+        # Not in one transaction: a reading one is kept as a spare, not committed, and its handles go with it.
+        tables = Tables(*(environment.open_db(name.encode(), create=False) for name in Tables._fields))
+        with environment.begin() as txn:
+            found = txn.get(b"format", db=tables.meta)
+    except lmdb.NotFoundError:
+        raise Refused(f"{environment.path()} is not a page store") from None
+    if found != FORMAT:
+        raise Refused(f"{environment.path()} is a page store of format {found!r}, not {FORMAT!r}")
+    return tables
+
+
 def record_key(name: str, version: int) -> bytes:
     return page_key(name) + version.to_bytes(8, "big")
 

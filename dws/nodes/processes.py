@@ -83,7 +83,7 @@ class NodeProcess:
                     stderr=log,
                     pass_fds=[read],
                     start_new_session=True,
-                    env=_environment(),
+                    env=node_environment(),
                 )
         except BaseException:
             os.close(write)
@@ -198,7 +198,7 @@ class NodeProcess:
             pass  # no room for the copy, say: the node's work is more important than its log
 
 
-def _environment() -> dict[str, str]:
+def node_environment() -> dict[str, str]:
     """The node's environment. What it needs is in its arguments: no setting is taken from elsewhere."""
     kept = {key: value for key, value in os.environ.items() if not _is_setting(key)}
     package = str(Path(dws.__file__).resolve().parent.parent)

@@ -23,6 +23,7 @@ from dws.messages import (
     CommitPage,
     Committed,
     Copy,
+    Counted,
     Digests,
     Drop,
     Dropped,
@@ -44,6 +45,7 @@ from dws.messages import (
     Sums,
     Unstage,
     Unstaged,
+    Visits,
     Welcome,
     decode_job,
     encode,
@@ -53,6 +55,7 @@ from dws.store import Blob, OpResult, Remember, StoreBatch
 from dws.webserver import (
     BalancerUp,
     Figures,
+    HttpUp,
     JobCame,
     PeerAnswered,
     PeerAsked,
@@ -633,3 +636,28 @@ def test_a_ping_and_a_look_at_the_counters_are_answered(bench: Bench) -> None:
         bench.server.fetch(Fetch([("/0", version)]))
     stats = bench.get(NodeStats(5))
     assert stats.hot == [("/0", 3, 12)] and stats.counters["served"] == 3
+
+
+# -- its HTTP endpoint -----------------------------------------------------------------
+
+
+def test_it_tells_the_balancer_where_its_http_endpoint_is(bench: Bench) -> None:
+    assert bench.hello().http_endpoint == ""
+    bench.happen(HttpUp("http://web-1:80"))
+    assert bench.report(Hello).message.http_endpoint == "http://web-1:80"
+    bench.happen(HttpUp(""))
+    assert bench.report(Hello).message.http_endpoint == ""
+
+
+def test_what_its_http_endpoint_served_counts_once() -> None:
+    bench = Bench()
+    report = Visits(b"e" * 16, 1, 3, 1, 300, [("/a", 2, 200), ("/b", 1, 100)], [2, 0, 1])
+    assert bench.get(report) == Counted(-1, 0)
+    bench.follow()
+    assert bench.get(report) == Counted(1, EPOCH)
+    bench.wait(1.0)
+    beat = bench.beats[-1]
+    assert (beat.served, beat.failed, beat.visits, beat.bytes_sent) == (3, 1, 3, 300)
+    stats = bench.get(NodeStats(10))
+    assert stats.hot == [("/a", 2, 200), ("/b", 1, 100)]
+    assert stats.response[:4] == [2, 0, 1, 0]
