@@ -22,14 +22,14 @@ demo: $(STAMPS)/run ## the whole story: start a cluster, store a site twice, loa
 	@$(BIN)/python -m loadgen demo
 
 # exec: signals reach the supervisor itself, and a clean stop is exit status 0, so make has nothing to add.
-run: $(STAMPS)/run ## a balancer and four web servers with the example site; stays up until Ctrl-C, pages in ./dws-data
-	@exec $(BIN)/python run_cluster.py --webservers 4 --data ./dws-data --site examples/site
+run: $(STAMPS)/run ## a cluster with the example site, for browsers on port 8080; until Ctrl-C, pages in ./dws-data
+	@exec $(BIN)/python run_cluster.py --webservers 4 --data ./dws-data --site examples/site --http-port 8080
 
 test: $(STAMPS)/test ## the fast tests, on two processes
 	@$(PYTEST) -m 'not slow' -n 2
 
 # Status 5 is pytest's "no tests collected".
-test-slow: $(STAMPS)/test ## the slow tests, one at a time
+test-slow: $(STAMPS)/test ## the slow tests, one at a time; they need chromium, chromium-driver, curl and wget
 	@$(PYTEST) -m slow || { status=$$?; [ $$status -eq 5 ] && echo 'no slow tests'; }
 
 test-all: test test-slow ## test, then test-slow
@@ -65,7 +65,7 @@ $(STAMPS)/venv:
 
 $(STAMPS)/run: $(STAMPS)/venv pyproject.toml
 	@echo 'installing the project into $(VENV)'
-	@$(PIP) -e .
+	@$(PIP) -e '.[http]'
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/venv pyproject.toml

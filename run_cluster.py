@@ -34,6 +34,9 @@ Examples:
 @click.option("--advertise", default="", metavar="ADDRESS", help="Announce this one, if it is not --host.")
 @click.option("--port", default="5600", show_default=True, metavar="PORT",
               help="The first of the balancer's three ports; 0 takes free ones.")
+@click.option("--http-port", default="8080", show_default=True, metavar="PORT",
+              help="The gateway's, for browsers; 0 takes a free one.")
+@click.option("--no-http", is_flag=True, help="Start no gateway, and web servers without HTTP endpoints.")
 @click.option("--site", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Upload this directory at the first start.")
 @click.option("--restart", type=click.Choice(["always", "never"]), default="always", show_default=True,
@@ -43,10 +46,11 @@ Examples:
 @click.option("--log-level", metavar="LEVEL", help="Of the nodes: debug, info, warning or error.")
 @config_options
 def run(
-    webservers: int, data: Path, host: str, advertise: str, port: str, site: Path | None,
-    restart: str, rebuild: bool, log_level: str | None, pairs: tuple[str, ...], **flags: Any,
+    webservers: int, data: Path, host: str, advertise: str, port: str, http_port: str, no_http: bool,
+    site: Path | None, restart: str, rebuild: bool, log_level: str | None, pairs: tuple[str, ...],
+    **flags: Any,
 ) -> int:  # fmt: skip
-    """Run a balancer and web servers on this machine, until Ctrl-C or SIGTERM.
+    """Run a balancer, web servers and a gateway for browsers on this machine, until Ctrl-C or SIGTERM.
 
     Pages stay in the data directory: the next start on it serves them again. Exit codes are those of `dws`.
     """
@@ -57,7 +61,8 @@ def run(
             webservers=webservers,
             host=host,
             advertise=advertise,
-            port=_port(port),
+            port=_port("--port", port),
+            http_port=None if no_http else _port("--http-port", http_port),
             config=config_of(settings, flags, pairs),
             site=site,
             restart=restart == "always",
@@ -79,16 +84,19 @@ def run(
     return exits.OK if supervisor.stop() else exits.FAILED
 
 
-def _port(text: str) -> int:
+def _port(flag: str, text: str) -> int:
     try:
         return parse_port(text)
     except ValueError as error:
-        raise click.UsageError(f"--port {error}") from None
+        raise click.UsageError(f"{flag} {error}") from None
 
 
 def _show(supervisor: Supervisor) -> None:
     for node in supervisor.nodes:
         print(f"{node.name:<10} pid {node.pid:<8} {node.endpoint}")
+    if supervisor.url:
+        print(f"site       {supervisor.url}/")
+        print(f"dashboard  {supervisor.url}/_dws/")
     print(f"up: try `dws -b {supervisor.endpoint} status`; Ctrl-C stops it", flush=True)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -109,13 +110,35 @@ Examples:
   dws serve webserver --name web-1 --data /var/lib/dws/web-1
   dws serve webserver --name web-2 --data ./web-2 --bind 0.0.0.0 \\
       --advertise 192.0.2.12 --balancer tcp://192.0.2.10:5600 --quota 200GiB
+  dws serve webserver --name web-3 --data ./web-3 --http-port 8081 --gateway http://192.0.2.10:8080
 """
+)
+@click.option(
+    "--gateway",
+    metavar="URL",
+    default="",
+    help="Where its HTTP endpoint sends browsers for pages that it does not hold.",
+)
+@click.option(
+    "--http-port",
+    metavar="PORT",
+    type=click.IntRange(-1, 65_535),
+    default=-1,
+    help="Serve HTTP beside it, on this port; 0 takes a free one.  [default: no HTTP]",
 )
 @click.option("--name", metavar="NAME", help="What it is called in reports.  [env DWS_NAME]")
 @node_options
 @balancer_option
 @pass_session
-def webserver(session: Session, /, lifeline: int | None, pairs: tuple[str, ...], **flags: Any) -> int:
+def webserver(
+    session: Session,
+    /,
+    http_port: int,
+    gateway: str,
+    lifeline: int | None,
+    pairs: tuple[str, ...],
+    **flags: Any,
+) -> int:
     """Start a web server. It stores pages in its data directory, by which it is known ever after."""
     settings = session.settings
     config = config_of(settings, flags, pairs)
@@ -127,7 +150,9 @@ def webserver(session: Session, /, lifeline: int | None, pairs: tuple[str, ...],
     check_announced(advertise or bind)
     data = _data(settings, flags)
     port = settings.get("serve.port", flags["port"]) or 0
+    check_gateway(gateway)
     _begin(settings, lifeline, flags)
+    from dws.nodes.endpoint_process import HttpSettings
     from dws.nodes.webserver import WebServerSettings
     from dws.nodes.webserver import serve as run
 
@@ -140,6 +165,83 @@ def webserver(session: Session, /, lifeline: int | None, pairs: tuple[str, ...],
             advertise=advertise,
             port=port,
             config=config,
+            http=HttpSettings(http_port, gateway),
+        )
+    )
+
+
+@serve.command(hidden=True)
+@click.option("--name", required=True)
+@click.option("--server", required=True)
+@click.option("--gateway", default="")
+@node_options
+@balancer_option
+@pass_session
+def http(
+    session: Session,
+    /,
+    name: str,
+    server: str,
+    gateway: str,
+    lifeline: int | None,
+    pairs: tuple[str, ...],
+    **flags: Any,
+) -> int:
+    """Start a web server's HTTP endpoint. The web server itself does that: see --http-port there."""
+    settings = session.settings
+    data = _data(settings, flags)
+    _begin(settings, lifeline, flags)
+    from dws.nodes.endpoint_process import EndpointProcessSettings, serve_endpoint
+
+    return serve_endpoint(
+        EndpointProcessSettings(
+            name=name,
+            data=data,
+            server=server,
+            balancer=session.balancer,
+            gateway=gateway,
+            bind=settings.get("serve.bind", flags["bind"]),
+            advertise=settings.get("serve.advertise", flags["advertise"]),
+            port=settings.get("serve.port", flags["port"]) or 0,
+        )
+    )
+
+
+@serve.command(
+    epilog="""\b
+Examples:
+  dws serve gateway
+  dws serve gateway --port 80 --bind 0.0.0.0 --advertise www.example.org --balancer tcp://192.0.2.10:5600
+"""
+)
+@click.option("--name", metavar="NAME", help="What it is called in reports.  [env DWS_NAME; default gateway]")
+@node_options
+@balancer_option
+@pass_session
+def gateway(session: Session, /, lifeline: int | None, pairs: tuple[str, ...], **flags: Any) -> int:
+    """Start a gateway: a page's URL there redirects to the best web server's own HTTP endpoint.
+
+    Port 8080 unless told otherwise; the dashboard is at /_dws/. A gateway keeps nothing: any number may run.
+    With --data it writes there where it is, in node.json.
+    """
+    settings = session.settings
+    config_of(settings, flags, pairs)
+    bind = settings.get("serve.bind", flags["bind"])
+    advertise = settings.get("serve.advertise", flags["advertise"])
+    check_announced(advertise or bind)
+    port = settings.get("serve.port", flags["port"])
+    _begin(settings, lifeline, flags)
+    from dws.http.gateway import GatewaySettings
+    from dws.http.gateway import serve as run
+
+    return run(
+        GatewaySettings(
+            name=settings.get("serve.name", flags["name"]) or "gateway",
+            balancer=session.balancer,
+            bind=bind,
+            advertise=advertise,
+            port=8080 if port is None else port,
+            data=settings.get("serve.data", flags["data"]),
         )
     )
 
@@ -148,6 +250,17 @@ def check_announced(address: str) -> None:
     """Refuse to tell others an address that means every machine itself."""
     if address in ("0.0.0.0", "*", "::"):
         raise ConfigError(f"{address} is no address to announce: say --advertise with one that others reach")
+
+
+def check_gateway(url: str) -> None:
+    """Refuse what browsers could not be sent to."""
+    try:
+        parts = urlsplit(url)
+        usable = not url or (parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1))
+    except ValueError:
+        usable = False
+    if not usable or not url.isascii() or any(each in url for each in " ?#"):
+        raise ConfigError(f"--gateway {url!r} is no URL of the form http://HOST:PORT")
 
 
 def _data(settings: Settings, flags: dict[str, Any]) -> Path:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dws.errors import ConfigError, Refused
+from dws.http import shortcut
 
 #: Connections that wait to be accepted, and requests that are worked on at once.
 _BACKLOG: Final = 1024
@@ -25,6 +26,8 @@ _REQUESTS_MAX: Final = 4096
 _HEAD_TIMEOUT_MS: Final = 10_000
 _HEAD_MAX_BYTES: Final = 64 * 1024
 _TRIES: Final = 50
+#: What Granian's threads get to let go of the last answers.
+_DROP_S: Final = 0.1
 
 
 def run_http(app: Any, host: str, port: int, on_listening: Callable[[int], None]) -> None:
@@ -37,8 +40,18 @@ def run_http(app: Any, host: str, port: int, on_listening: Callable[[int], None]
         from granian.server.embed import Server  # noqa: F401
     except ImportError:
         raise ConfigError('HTTP needs the extra "http": pip install "dws-cluster[http]"') from None
-    with listen(host, port) as listener:
-        asyncio.run(_serve(app, listener, on_listening))
+    with listen(host, port) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(app, listener, on_listening))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed: some 5 % less work for a redirect, measured in turns."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -104,7 +117,17 @@ async def _serve(app: Any, listener: socket.socket, on_listening: Callable[[int]
         log_enabled=False,
     )
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        # Granian waits for every answer to end; an application with endless ones ends them in `ending`.
+        getattr(app, "ending", lambda: None)()
+        loop.call_soon(server.stop)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, stop)
+    shortcut.install(app)
     on_listening(port)
     await server.serve()
+    # Granian's threads still drop what belonged to the last answers; they abort, with a loud trace, if
+    # the interpreter ends under them.
+    await asyncio.sleep(_DROP_S)

@@ -5,6 +5,7 @@ started, and the flags by which nodes get their settings. What must not: running
 anything (supervisor.py).
 """
 
+import importlib.util
 import re
 import socket
 from pathlib import Path
@@ -26,6 +27,7 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     host: what nodes bind and, unless `advertise` says otherwise, announce.
     site: a directory to upload at the first start.
     rebuild: make the catalog anew from what the web servers hold, once, at this start.
+    http_port: the gateway's; 0 takes a free one; None: no gateway, and web servers without HTTP endpoints.
     """
 
     data: Path
@@ -33,6 +35,7 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     advertise: str = ""
     port: int = 5600
+    http_port: int | None = None
     config: Config = Config()
     site: Path | None = None
     rebuild: bool = False
@@ -54,6 +57,8 @@ def check(options: ClusterOptions) -> None:
         )
     if not 0 <= options.port <= 65_536 - BALANCER_PORTS:
         raise ConfigError(f"port {options.port}: wanted 0 (free ones) to {65_536 - BALANCER_PORTS}")
+    if options.http_port is not None:
+        _check_http(options.http_port)
     announced = options.advertise or options.host
     if announced in ("0.0.0.0", "*", "::"):
         raise ConfigError(
@@ -64,19 +69,46 @@ def check(options: ClusterOptions) -> None:
         raise ConfigError(f"{options.site} is not a directory to upload")
 
 
+def _check_http(port: int) -> None:
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"HTTP port {port}: wanted 0 (a free one) to 65535")
+    if importlib.util.find_spec("granian") is None:
+        raise ConfigError(
+            'HTTP needs the extra "http": pip install "dws-cluster[http]", or start no gateway with --no-http'
+        )
+
+
+def check_http_port(host: str, port: int) -> None:
+    """Raise, naming it, if the gateway's port is taken."""
+    fault = _taken(host, port)
+    if fault:
+        raise DwsError(
+            f"port {port} on {host}: {fault}. The gateway needs it: stop what uses it, or choose another"
+            " --http-port (0 takes a free one; --no-http starts no gateway)"
+        )
+
+
 def check_ports(host: str, port: int) -> None:
     """Raise, naming it, if a port of the balancer's is taken. The balancer itself finds later takers."""
     for number in range(port, port + BALANCER_PORTS):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address(host), number))
-            except OSError as error:
-                raise DwsError(
-                    f"port {number} on {host}: {(error.strerror or str(error)).lower()}. The balancer needs"
-                    f" {port} to {port + BALANCER_PORTS - 1}: stop what uses them, or choose another --port"
-                    " (0 takes free ones)"
-                ) from None
+        fault = _taken(host, number)
+        if fault:
+            raise DwsError(
+                f"port {number} on {host}: {fault}. The balancer needs"
+                f" {port} to {port + BALANCER_PORTS - 1}: stop what uses them, or choose another --port"
+                " (0 takes free ones)"
+            )
+
+
+def _taken(host: str, port: int) -> str:
+    """Why this port cannot be bound; empty if it can."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address(host), port))
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+    return ""
 
 
 def address(host: str) -> str:

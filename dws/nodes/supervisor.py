@@ -1,4 +1,4 @@
-"""A whole cluster on one machine: one balancer, some web servers, each a process.
+"""A whole cluster on one machine: one balancer, some web servers, if wanted a gateway, each a process.
 
 What lives here: which nodes there are and where their data lie, starting them
 and waiting until all are in sync, starting again what dies, stopping in order,
@@ -10,12 +10,12 @@ protocol but a client's status.
         with dws.connect(cluster.endpoint) as client: ...
         cluster.kill("web-2")
 
-The data directory holds balancer/, web-1/ …, logs/, cluster.json while it runs,
+The data directory holds balancer/, gateway/, web-1/ …, logs/, cluster.json while it runs,
 and a lock that keeps a second supervisor out. A thread watches the nodes from
 start to stop. One that dies is started again after 3 s, doubling up to 60 s.
 
-Stopping: the balancer first, then the web servers at once. After the balancer
-has gone nothing new is acknowledged, and what was acknowledged is on disks.
+Stopping: the gateway and then the balancer first, then the web servers at once. After
+the balancer has gone nothing new is acknowledged, and what was acknowledged is on disks.
 """
 
 import fcntl
@@ -33,10 +33,13 @@ import msgspec
 from msgspec import Struct
 
 from dws.errors import ConfigError, DwsError, Refused, TimedOut, Unreachable
+from dws.membership import ALIVE
+from dws.messages import ServerStatus
 from dws.nodes.cluster_options import (
     ClusterOptions,
     address,
     check,
+    check_http_port,
     check_ports,
     config_flags,
     number_of,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from dws.nodes.client import Client, Progress
 
 BALANCER: Final = "balancer"
+GATEWAY: Final = "gateway"
 WEBSERVER: Final = "webserver"
 
 _POLL_S: Final = 0.05
@@ -76,6 +80,8 @@ class Supervisor:
     def __init__(self, options: ClusterOptions, say: Callable[[str], None] | None = None) -> None:
         self.options = options
         self.endpoint = ""
+        self.url = ""
+        """The gateway's, without a path; empty if there is none."""
         self._say = say or (lambda line: None)
         self._lock_file: IO[str] | None = None
         self._nodes: list[NodeProcess] = []
@@ -95,6 +101,8 @@ class Supervisor:
             self._lock()
             self._refuse_fewer()
             self._start_balancer()
+            if self.options.http_port is not None:
+                self._start_gateway(self.options.http_port)
             self._start_webservers()
             self.wait_until_alive(self.options.start_timeout_s, starting=True)
             balancer = self._nodes[0]
@@ -136,6 +144,8 @@ class Supervisor:
         options = self.options
         if options.port:
             check_ports(options.host, options.port)
+        if options.http_port:
+            check_http_port(options.host, options.http_port)
         arguments = [BALANCER, "--bind", address(options.host), "--port", str(options.port)]
         arguments += [_REBUILD] if options.rebuild else []
         node = self._node(BALANCER, BALANCER, arguments)
@@ -146,13 +156,29 @@ class Supervisor:
         node.arguments[node.arguments.index("--port") + 1] = port
         self.endpoint = f"tcp://{options.advertise or options.host}:{port}"
 
+    def _start_gateway(self, port: int) -> None:
+        """Before the web servers, whose endpoints send there what they do not hold."""
+        arguments = [
+            *(GATEWAY, "--name", GATEWAY, "--balancer", self.endpoint, "--port", str(port)),
+            *("--bind", address(self.options.host)),
+            *("--advertise", self.options.advertise or self.options.host),
+        ]
+        node = self._node(GATEWAY, GATEWAY, arguments)
+        node.start()
+        self._await_announced(node)
+        self.url = node.endpoint
+        # Links to a gateway that is started again must still lead to it.
+        node.arguments[node.arguments.index("--port") + 1] = self.url.rpartition(":")[2]
+
     def _start_webservers(self) -> None:
+        http = ["--http-port", "0", "--gateway", self.url] if self.url else []
         for number in range(1, self.options.webservers + 1):
             name = f"web-{number}"
             arguments = [
                 *(WEBSERVER, "--name", name, "--balancer", self.endpoint, "--port", "0"),
                 *("--bind", address(self.options.host)),
                 *("--advertise", self.options.advertise or self.options.host),
+                *http,
             ]
             self._node(name, WEBSERVER, arguments).start()
         for node in self._nodes:
@@ -222,11 +248,17 @@ class Supervisor:
             return ", ".join(f"{name} (down)" for name in down)
         try:
             # By endpoint: the state of a process that has died since does not count.
-            states = {(server.name, server.endpoint): server.state for server in client.status().servers}
+            servers = client.status().servers
+            states = {(server.name, server.endpoint): self._state(server) for server in servers}
         except (Unreachable, TimedOut):
             return "balancer (no answer)"
         found = {name: states.get((name, endpoint), "not heard of") for name, endpoint in wanted.items()}
-        return ", ".join(f"{name} ({state})" for name, state in found.items() if state != "alive")
+        return ", ".join(f"{name} ({state})" for name, state in found.items() if state != ALIVE)
+
+    def _state(self, server: ServerStatus) -> str:
+        if server.state == ALIVE and self.url and not server.http_endpoint:
+            return "no HTTP endpoint yet"
+        return server.state
 
     # -- the first site ---------------------------------------------------------------------
 
@@ -336,7 +368,7 @@ class Supervisor:
             self._watcher = None
         unwilling: list[str] = []
         with self._guard:
-            for role in (BALANCER, WEBSERVER):
+            for role in (GATEWAY, BALANCER, WEBSERVER):
                 nodes = [node for node in self._nodes if node.role == role]
                 for node in nodes:
                     node.terminate()
@@ -366,6 +398,7 @@ class Supervisor:
                 {
                     "schema": 1,
                     "balancers": [self.endpoint],
+                    "gateways": [self.url] if self.url else [],
                     "nodes": [msgspec.structs.asdict(node) for node in self.nodes],
                 },
                 indent=2,

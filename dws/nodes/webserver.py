@@ -26,6 +26,7 @@ from dws.following import Endpoints
 from dws.limits import FRAME_MAX_BYTES
 from dws.messages import Error, Fetch, Read, encode
 from dws.names import format_version
+from dws.nodes.endpoint_process import EndpointProcess, EndpointProcessSettings, HttpSettings, is_installed
 from dws.nodes.endpoints import (
     BEATS_OFFSET,
     SERVERS_OFFSET,
@@ -35,12 +36,14 @@ from dws.nodes.endpoints import (
     with_offset,
     withdraw,
 )
+from dws.nodes.own_process import OwnProcess
 from dws.nodes.page_store import LmdbPageStore
 from dws.nodes.refusals import refuse
 from dws.store import OpResult, PageStoreOp
 from dws.webserver import (
     BalancerUp,
     Figures,
+    HttpUp,
     JobCame,
     PeerAnswered,
     PeerAsked,
@@ -77,6 +80,7 @@ class WebServerSettings(Struct):
     advertise: str = ""
     port: int = 0
     config: Config = Config()
+    http: HttpSettings = HttpSettings()
 
 
 def serve(settings: WebServerSettings) -> int:
@@ -125,6 +129,7 @@ class WebServerNode:
             "pages": self._service.counters,
             "calls": self._calls.counters,
             "replies": requester.counters,
+            "process": OwnProcess(),
         }
         bytes_max = config.write_queue_bytes
         self._writer: Writer[Write, OpResult] = Writer(
@@ -150,6 +155,7 @@ class WebServerNode:
         self._process.cpu_percent()
         self._written_at = self._read_at = -1.0
         self.endpoints = endpoints
+        self._http = self._make_http()
         self._perform_by: dict[type[Any], Callable[[Any], None]] = {
             Answer: self._do_answer,
             AnswerData: self._do_answer_data,
@@ -169,17 +175,36 @@ class WebServerNode:
         for lost in self._store.damaged:
             _log.error("%s (version %s) is damaged on this disk", lost.name, format_version(lost.version))
         gc.freeze()
+        if self._http is not None:
+            self._http.start()
         self._reactor.run()
         _log.info("%s stops", settings.name)
 
     def close(self) -> None:
         """Finish what the writer has, then let go of everything."""
+        if self._http is not None:
+            self._http.stop()
         self._writer.close()
         self._monitor.close()
         self._calls.close()
         for socket in (self._service.socket, self._jobs, self._beats):
             socket.close(0)
         self._context.term()
+
+    def _make_http(self) -> EndpointProcess | None:
+        settings = self._settings
+        if settings.http.port < 0:
+            return None
+        if not is_installed():
+            _log.warning('%s serves no HTTP: that needs pip install "dws-cluster[http]"', settings.name)
+            return None
+        endpoint = EndpointProcessSettings(
+            settings.name, settings.data, self.endpoints.pages, settings.balancer, settings.http.gateway,
+            settings.bind, settings.advertise, settings.http.port,
+        )  # fmt: skip
+        return EndpointProcess(
+            endpoint, lambda url: self._handle(HttpUp(url)), on_end=self._store.check_readers
+        )
 
     # -- events in ---------------------------------------------------------------------------
 
@@ -274,6 +299,8 @@ class WebServerNode:
             self._unanswered(is_report, tag)
         if now >= self.server.wake_at():
             self._handle(Tick(self._figures(now)))
+            if self._http is not None:
+                self._http.watch(now)
 
     def _wake_at(self) -> float:
         expiry = self._calls.requester.wake_at()
@@ -325,4 +352,3 @@ class WebServerNode:
             self._reactor.add(socket, lambda limit: self._drain_calls(socket, limit), _ROUND_ANSWERS)
         else:
             self._reactor.remove(socket)
-

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,12 @@ def is_gone(pid: int) -> bool:
 
 
 class Run:
-    """run_cluster.py as a process, with its output in a file."""
+    """run_cluster.py as a process, with its output in a file. No HTTP unless the flags say --http-port."""
 
     def __init__(self, data: Path, *flags: str, wait: bool = True) -> None:
         self.data = data
+        if "--http-port" not in flags:
+            flags = ("--no-http", *flags)
         self._out = data.parent / f"{data.name}.out"
         with self._out.open("w") as out:
             self.process = subprocess.Popen(
@@ -244,9 +247,16 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         if port + 2 > 65_535:
             pytest.skip("the last ports")
         code, output = refused(tmp_path / "data", "--port", str(port))
-    assert code == 1
+        http_code, http_output = refused(tmp_path / "http", "--http-port", str(port))
+    assert code == http_code == 1
     assert f"port {port} on 127.0.0.1: address already in use" in output
     assert "another --port" in output
+    assert http_output == (
+        f"run_cluster.py: error: port {port} on 127.0.0.1: address already in use. The gateway needs it:"
+        " stop what uses it, or choose another"
+        " --http-port (0 takes a free one; --no-http starts no gateway)\n"
+    )
+    assert not list((tmp_path / "http").glob("logs/*")), "nothing was started"
 
 
 @pytest.mark.parametrize(
@@ -258,6 +268,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         ("--policy best", "least-load"),
         ("--period nothing", "nothing"),
         ("--port 65535", "port 65535"),
+        ("--http-port 65536", "--http-port '65536' is not a port"),
         ("--host 0.0.0.0", "--advertise"),
         ("--host no.such.host.invalid", "no.such.host.invalid"),
         ("--site /nowhere/at/all", "/nowhere/at/all"),
@@ -415,6 +426,34 @@ def test_a_node_that_fails_to_start_shows_its_last_lines(tmp_path: Path) -> None
     assert "dws: error: " in str(raised.value)
 
 
+@pytest.mark.slow
+def test_with_http(tmp_path: Path) -> None:
+    """The site's URL is printed and answers; the gateway, killed, comes back at it."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("<h1>hello</h1>")
+    flags = ("--http-port", "0", "--webservers", "2", "--site", str(tmp_path / "site"))
+    with Run(tmp_path / "data", *flags) as cluster:
+        [url] = cluster.description["gateways"]
+        assert f"site       {url}/\ndashboard  {url}/_dws/\n" in cluster.output
+        assert read(f"{url}/") == b"<h1>hello</h1>"
+        assert b"<title>" in read(f"{url}/_dws/")
+        nodes = {node["name"]: node for node in cluster.description["nodes"]}
+        assert nodes["gateway"]["role"] == "gateway"
+        assert nodes["gateway"]["endpoint"] == url
+        children = psutil.Process(cluster.process.pid).children(recursive=True)
+        os.kill(nodes["gateway"]["pid"], signal.SIGKILL)
+        eventually(lambda: "gateway is back" in cluster.output)
+        assert read(f"{url}/index.html") == b"<h1>hello</h1>"
+        assert cluster.stop() == 0
+        assert all(is_gone(child.pid) for child in children)
+
+
+def read(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=WITHIN_S) as response:
+        body: bytes = response.read()
+        return body
+
+
 # Without processes
 
 
@@ -439,6 +478,7 @@ def test_nodes_get_exactly_the_supervisors_config(config: Config) -> None:
         ({"webservers": 1001}, "1 to 1000"),
         ({"config": Config(copies=3)}, "3 copies"),
         ({"port": 65_534}, "port 65534"),
+        ({"http_port": 65_536}, "HTTP port 65536"),
         ({"advertise": "0.0.0.0"}, "no address to announce"),
     ],
 )
