@@ -29,6 +29,8 @@ class LoadBook:
         self.visits = 0
         self.visits_last = 0
         self.served = 0
+        self.served_beside = 0
+        """Those of them that the HTTP endpoint served: no work of this process."""
         self.failed = 0
         self.bytes_sent = 0
         #: How many pages were answered within each of RESPONSE_BOUNDS_S, and beyond.
@@ -59,6 +61,7 @@ class LoadBook:
         if len(self._reported) > _REPORTERS_MAX:
             self._reported.popitem(last=False)
         self.served += visits.served
+        self.served_beside += visits.served
         self.visits += visits.served
         self.failed += visits.failed
         self.bytes_sent += visits.bytes_sent
@@ -71,6 +74,10 @@ class LoadBook:
                 counted[1] += size_bytes
             elif len(self.pages) < _PAGES_MAX:
                 self.pages[name] = [times, size_bytes]
+
+    @property
+    def served_here(self) -> int:
+        return self.served - self.served_beside
 
     def round(self, requests: int, pages: int, busy_s: float) -> None:
         """One round of the loop: what it found waiting, what it served, how long that took."""

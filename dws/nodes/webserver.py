@@ -210,9 +210,9 @@ class WebServerNode:
 
     def _drain_pages(self, limit: int) -> None:
         book = self.server.book
-        before, began = book.served, time.perf_counter()
+        before, began = book.served_here, time.perf_counter()
         requests = self._service.drain(limit)
-        book.round(requests, book.served - before, time.perf_counter() - began)
+        book.round(requests, book.served_here - before, time.perf_counter() - began)
 
     def _page_asked(self, peer: bytes, frame: bytes, body: memoryview, data: "zmq.Frame | None") -> None:
         try:

@@ -4,6 +4,7 @@ import pytest
 
 from dws import loadbook
 from dws.loadbook import LoadBook
+from dws.messages import Visits
 
 PERIOD = 30.0
 
@@ -66,3 +67,13 @@ def test_what_waited_is_told_once_and_the_service_time_ages(book: LoadBook) -> N
 def test_before_the_first_page_there_is_no_service_time(book: LoadBook) -> None:
     book.round(0, 0, 0.5)
     assert book.sample() == (0, 0.0)
+
+
+def test_what_the_http_endpoint_served_is_no_work_of_this_process(book: LoadBook) -> None:
+    book.visit("/a", 10)
+    report = Visits(b"e" * 16, 1, 5, 0, 50, [("/a", 5, 50)], [5])
+    book.report(report)
+    book.report(report)
+    assert (book.served, book.served_here, book.visits) == (6, 1, 6)
+    assert book.hot(1) == [("/a", 6, 60)]
+    assert book.response[0] == 5
