@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 THREADS = 6
 HOPS = 5
 KILLS = 3
+#: Before the second try. A killed server is routed away from within 250 ms; curl would wait 1 s.
+RETRY_AFTER_S = 0.25
 #: Read before each kill and after each return.
 READS = 300
 PAGES = {f"/page-{number:03}.txt": f"page {number}\n".encode() * 300 for number in range(200)}
@@ -46,6 +48,7 @@ class Reader(threading.Thread):
             problem = self._get(name)
             if problem:
                 self.counts["retried"] += 1
+                self._stop_asked.wait(RETRY_AFTER_S)
                 problem = self._get(name)
             if problem:
                 self.failures.append(f"{name}: {problem}")
