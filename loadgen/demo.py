@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 from blake3 import blake3
 from msgspec import Struct
@@ -34,8 +34,13 @@ from dws.names import name_fault
 from dws.nodes.cluster_options import ClusterOptions
 from dws.nodes.supervisor import Supervisor
 from loadgen import runner
+from loadgen.analysis import even
+from loadgen.clients import RunError
+from loadgen.html_report import to_html
+from loadgen.live import LiveTable
 from loadgen.plan import Plan, PlanError, in_order_of_popularity
-from loadgen.report import Report, Summary, even, summarise, table, to_text
+from loadgen.report import Check, Report, Summary, summarise
+from loadgen.text import table, to_text
 
 #: What the cluster should reach: page requests a minute by each client, and the busiest server over the mean.
 PAGES_A_MINUTE: Final = 300_000
@@ -56,14 +61,8 @@ class Options(Struct, frozen=True, kw_only=True):
     threads: int = 4
     files: int = 10
     seed: int = 1
-
-
-class Check(Struct, frozen=True):
-    """One line of the verdict. Where `must` is not set, missing it is no failure."""
-
-    reached: bool
-    text: str
-    must: bool = True
+    html: Path | None = None
+    """Where the report goes as an HTML file."""
 
 
 def main(options: Options | None = None) -> int:
@@ -73,7 +72,7 @@ def main(options: Options | None = None) -> int:
     code = 1
     try:
         code = Story(options or Options(), directory).tell()
-    except (DwsError, PlanError, runner.RunError, OSError) as error:
+    except (DwsError, PlanError, RunError, OSError) as error:
         print(f"\ndws-loadgen: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted; everything is stopped", file=sys.stderr)
@@ -117,7 +116,9 @@ class Story:
                 large = self._read_large(client, sources)
                 self._analyse(report, client.status())
         checks += [*self._check_digests(report, large), *self._check_load(summarise(report))]
-        return self._conclude(checks, time.monotonic() - began_s)
+        code = self._conclude(checks, time.monotonic() - began_s)
+        self._write_html(report, checks)
+        return code
 
     # -- the steps ---------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class Story:
         as_seen = client.status().page_copies
         good = twice == len(sources) and as_seen[0] == as_seen[1] == 0 and not wrong
         text = f"{twice:,} of {len(sources):,} pages have two copies or more on live servers"
-        return Check(good, text + (f"; {len(wrong)} differ from their files: {wrong[0]}" if wrong else ""))
+        return Check(text + (f"; {len(wrong)} differ from their files: {wrong[0]}" if wrong else ""), good)
 
     def _load(self, balancer: str, client: dws.Client) -> Report:
         options = self._options
@@ -195,7 +196,8 @@ class Story:
         )
         servers = [server.name for server in client.status().servers]
         site = runner.Site(servers, in_order_of_popularity(names, plan.seed))
-        report = runner.run(plan, site, balancer, on_progress=self._show_progress)
+        with LiveTable(plan) as on_progress:
+            report = runner.run(plan, site, balancer, on_progress=on_progress)
         if report.interrupted:
             raise KeyboardInterrupt
         return report
@@ -247,8 +249,8 @@ class Story:
         )
         total = summary.together.requests + summary.together.failed
         return [
-            Check(not wrong, f"{wrong:,} of {summary.together.pages:,} pages came with a wrong digest"),
-            Check(not other and total > 0, f"{other:,} of {total:,} requests failed"),
+            Check(f"{wrong:,} of {summary.together.pages:,} pages came with a wrong digest", not wrong),
+            Check(f"{other:,} of {total:,} requests failed", not other and total > 0),
         ]
 
     def _check_load(self, summary: Summary) -> list[Check]:
@@ -257,13 +259,13 @@ class Story:
         made = " and ".join(f"{rate:,.0f}" for rate in rates)
         return [
             Check(
-                least >= PAGES_A_MINUTE,
                 f"each client made {PAGES_A_MINUTE:,} page requests a minute or more: {made}",
+                least >= PAGES_A_MINUTE,
                 must=False,
             ),
             Check(
-                summary.spread is not None and summary.spread <= SPREAD,
                 f"no server served more than {SPREAD} times the mean: the busiest {summary.spread or 0:.3f}",
+                summary.spread is not None and summary.spread <= SPREAD,
                 must=False,
             ),
         ]
@@ -271,13 +273,27 @@ class Story:
     def _conclude(self, checks: Sequence[Check], took_s: float) -> int:
         self._begin("Verdict")
         for check in checks:
-            mark = "ok  " if check.reached else ("FAIL" if check.must else "not reached:")
+            mark = "ok  " if check.passed else ("FAIL" if check.must else "not reached:")
             self._go_on(f"{mark} {check.text}")
-        failed = any(check.must and not check.reached for check in checks)
+        failed = any(check.failed for check in checks)
         self._go_on(f"{'Failed' if failed else 'Done'} after {took_s:.1f} s. The cluster is stopped.")
         if not failed:
             self._go_on("`make run` starts one that stays; `dws --help` says what to do with it.")
         return int(failed)
+
+    def _write_html(self, report: Report, checks: Sequence[Check]) -> None:
+        """Where it cannot be written, that is told, and no failure."""
+        path = self._options.html
+        if path is None:
+            return
+        report.command = ["dws-loadgen", "demo"]
+        report.checks = [*checks]
+        try:
+            path.write_bytes(to_html(report).encode())
+        except OSError as error:
+            self._go_on(f"(no HTML report: {path}: {error.strerror})")
+        else:
+            self._go_on(f"The report, with charts, for a browser: {path.resolve()}")
 
     # -- telling -----------------------------------------------------------------------------
 
@@ -293,12 +309,6 @@ class Story:
     def _lines(self, text: str) -> None:
         for line in text.split("\n"):
             self._go_on(line)
-
-    def _show_progress(self, elapsed_s: float, progress: Any) -> None:
-        if sys.stderr.isatty():
-            from loadgen.cli import show_progress
-
-            show_progress(elapsed_s, progress)
 
 
 def load_table(status: ClusterStatus) -> str:

@@ -6,8 +6,10 @@ thread, the same pages. Which of its threads takes an arrival is the one thing
 that a client process leaves to the moment.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from datetime import datetime, time, timedelta
+from itertools import accumulate, count, repeat
 from math import isfinite
 from random import Random
 from typing import Final, Literal, TypeVar, get_args
@@ -25,9 +27,13 @@ MIXED_UPLOAD_EVERY: Final = 5
 
 CLIENTS_MAX: Final = 64
 THREADS_MAX: Final = 256
+WINDOW_MAX: Final = 10_000
 #: Requests a second that one client process is asked for at most; Python sends no more.
 RATE_MAX_CLIENT: Final = 20_000
 ZIPF_MAX: Final = 10.0
+WARMUP_MAX_S: Final = 3600.0
+#: Part of the name of whatever is drawn for the warm-up, so that the rest is drawn as if there were none.
+WARM: Final = "/warm-up"
 
 
 class PlanError(ValueError):
@@ -41,19 +47,31 @@ class Plan(Struct, frozen=True, kw_only=True):
     count: int | None = 1000
     """Requests a client, shared by its threads. None: as many as duration_s allows."""
     duration_s: float | None = None
-    """When to stop, counted from the start; None: when `count` requests are done."""
+    """When to stop, counted from the start; None: when `count` requests are done. No request starts later;
+    those under way are waited for."""
+    warmup_s: float = 0.0
+    """The same load for so long before the start. Nothing of it is counted, and what is asked for in it has
+    no part in the seed's draw for the rest."""
     clients: int = 2
     threads: int = 4
+    window: int = 1
+    """Requests that each thread has under way at once, where its scenario can: see router_scenario."""
     files: int = 10
     """Pages a request."""
     rate: float | None = None
     """Requests a second, all clients together, started at random moments whether or not those before are
     answered (open load). None: each thread starts its next when it has the answer (closed load)."""
     choice: str = "uniform"
-    """How pages are chosen: `uniform`, or `zipf:s`: the n-th page is wanted 1/n^s as often as the first."""
+    """How pages are chosen: `uniform`, or `zipf:s`: the n-th page is wanted 1/n^s as often as the first. Or
+    in turn: those of `list:FILE`, `files` a request, or the downloads of `trace:FILE`. See traces."""
     size_bytes: int = 4096
     """Of each page that is made up for upload."""
     seed: int = 1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests start at moments of their own, whatever became of those before."""
+        return self.rate is not None
 
     def __post_init__(self) -> None:
         for possible, text in (
@@ -64,8 +82,13 @@ class Plan(Struct, frozen=True, kw_only=True):
                 self.duration_s is None or (isfinite(self.duration_s) and self.duration_s > 0),
                 f"a duration of {self.duration_s} s: more than 0 is needed",
             ),
+            (
+                isfinite(self.warmup_s) and 0 <= self.warmup_s <= WARMUP_MAX_S,
+                f"{self.warmup_s} s of warm-up: 0 to {WARMUP_MAX_S:,.0f} are possible",
+            ),
             (1 <= self.clients <= CLIENTS_MAX, f"{self.clients} clients: 1 to {CLIENTS_MAX} are possible"),
             (1 <= self.threads <= THREADS_MAX, f"{self.threads} threads: 1 to {THREADS_MAX} are possible"),
+            (1 <= self.window <= WINDOW_MAX, f"a window of {self.window}: 1 to {WINDOW_MAX:,} are possible"),
             (
                 1 <= self.files <= min(LOCATE_MAX_NAMES, BATCH_MAX_PAGES),
                 f"{self.files} pages a request: 1 to {min(LOCATE_MAX_NAMES, BATCH_MAX_PAGES):,} are possible",
@@ -87,7 +110,27 @@ class Plan(Struct, frozen=True, kw_only=True):
         ):
             if not possible:
                 raise PlanError(text)
-        zipf_exponent(self.choice)
+        if not file_of(self.choice):
+            zipf_exponent(self.choice)
+
+
+def when(text: str, now: datetime) -> datetime:
+    """The moment that `text` names: `2030-01-31T12:00:05`, `12:00:05` or `12:00`, in the zone of `now` unless
+    it says another, or `+30` for 30 s from now. PlanError if it names none, or one that has passed."""
+    try:
+        if text.startswith("+"):
+            moment = now + timedelta(seconds=float(text[1:]))
+        elif re.fullmatch(r"\d\d:\d\d(:\d\d)?", text):
+            moment = datetime.combine(now.date(), time.fromisoformat(text), now.tzinfo)
+        else:
+            moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise PlanError(f"{text!r} is no moment of the form 12:00:05, 2030-01-31T12:00:05 or +30") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=now.tzinfo)
+    if moment <= now:
+        raise PlanError(f"{text} has passed: it is {now:%Y-%m-%dT%H:%M:%S%z}")
+    return moment
 
 
 # -- who does how much -----------------------------------------------------------------
@@ -112,11 +155,11 @@ def upload_name(prefix: str, client: int, thread: int, request: int, leaf: str) 
 # -- when --------------------------------------------------------------------------------
 
 
-def arrivals(plan: Plan, client: int) -> Iterator[float]:
+def arrivals(plan: Plan, client: int, draw: str = "") -> Iterator[float]:
     """When one client's requests start, in seconds from the run's start: a Poisson process, for ever."""
     if plan.rate is None:
         raise ValueError("closed load has no arrivals")
-    drawn = Random(f"{plan.seed}/{client}/arrivals")
+    drawn = Random(f"{plan.seed}/{client}/arrivals{draw}")
     rate = plan.rate / plan.clients
     at_s = 0.0
     while True:
@@ -124,21 +167,33 @@ def arrivals(plan: Plan, client: int) -> Iterator[float]:
         yield at_s
 
 
+def warm_arrivals(plan: Plan, client: int) -> Iterator[float]:
+    """When one client's requests of the warm-up start: before 0."""
+    for at_s in arrivals(plan, client, WARM):
+        if at_s >= plan.warmup_s:
+            return
+        yield at_s - plan.warmup_s
+
+
 # -- what --------------------------------------------------------------------------------
 
 
-def kinds(plan: Plan, client: int, thread: int) -> Iterator[Kind]:
+def kinds(plan: Plan, client: int, thread: int, draw: str = "") -> Iterator[Kind]:
     """What each request of one thread is, for ever."""
     if plan.request != "mixed":
-        while True:
-            yield plan.request
-    drawn = Random(f"{plan.seed}/{client}/{thread}/kinds")
-    while True:
-        yield "download" if drawn.randrange(MIXED_UPLOAD_EVERY) else "upload"
+        return repeat(plan.request)
+    drawn = Random(f"{plan.seed}/{client}/{thread}/kinds{draw}")
+    return ("download" if drawn.randrange(MIXED_UPLOAD_EVERY) else "upload" for _ in repeat(None))
+
+
+def file_of(choice: str) -> tuple[str, str] | None:
+    """(`list` or `trace`, FILE) of a choice that a file makes."""
+    source, _, path = choice.partition(":")
+    return (source, path) if source in ("list", "trace") and path else None
 
 
 def zipf_exponent(choice: str) -> float | None:
-    """The s of `zipf:s`; None for `uniform`; PlanError for anything else."""
+    """The s of `zipf:s`; None for `uniform`; PlanError for anything else that a seed could draw from."""
     if choice == "uniform":
         return None
     kind, _, number = choice.partition(":")
@@ -148,7 +203,8 @@ def zipf_exponent(choice: str) -> float | None:
         exponent = -1.0
     if kind != "zipf" or not 0 < exponent <= ZIPF_MAX:
         raise PlanError(
-            f"choice {choice!r} is neither 'uniform' nor 'zipf:S' with S above 0 and at most {ZIPF_MAX:g}"
+            f"choice {choice!r} is none of 'uniform', 'zipf:S' with S above 0 and at most {ZIPF_MAX:g}, "
+            "'list:FILE' and 'trace:FILE'"
         )
     return exponent
 
@@ -160,11 +216,13 @@ def in_order_of_popularity(names: Sequence[str], seed: int) -> list[str]:
     return shuffled
 
 
-def chooser(names: Sequence[str], plan: Plan, client: int, thread: int) -> Callable[[], list[str]]:
+def chooser(
+    names: Sequence[str], plan: Plan, client: int, thread: int, draw: str = ""
+) -> Callable[[], list[str]]:
     """A function that draws the pages of one thread's next download: `plan.files` different ones."""
     if plan.files > len(names):
         raise PlanError(f"{plan.files} pages a request, but there are {len(names)} to choose from")
-    drawn = Random(f"{plan.seed}/{client}/{thread}/pages")
+    drawn = Random(f"{plan.seed}/{client}/{thread}/pages{draw}")
     wanted = plan.files
     exponent = zipf_exponent(plan.choice)
     if exponent is None and wanted * 2 > len(names):
@@ -193,6 +251,13 @@ def chooser(names: Sequence[str], plan: Plan, client: int, thread: int) -> Calla
         return list(different)
 
     return choose
+
+
+def in_turn(rounds: Sequence[list[str]], plan: Plan, client: int) -> Callable[[], list[str]]:
+    """A function that gives the next of `rounds` to whichever thread of one client calls it: all clients
+    together go through them in order, again and again."""
+    places = count(client, plan.clients)
+    return lambda: rounds[next(places) % len(rounds)]
 
 
 def made_up(number: int, size_bytes: int, filling: bytes) -> bytes:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from loadgen import runner
-from loadgen.cli import main, parse_size
+from loadgen.cli import main
 from loadgen.histogram import Histogram
 from loadgen.plan import Plan, PlanError
 from loadgen.report import ClientResult, Failure, Report, Tally, from_json
+from loadgen.sizes import parse_size
 
 
 class Runner:
@@ -23,8 +24,8 @@ class Runner:
         monkeypatch.setattr(runner, "survey", self.survey)
         monkeypatch.setattr(runner, "run", self.run)
 
-    def survey(self, balancer: str, plan: Plan, wanted: Any, timeout_s: float) -> runner.Site:
-        self.asked.update(balancer=balancer, wanted=wanted, timeout_s=timeout_s)
+    def survey(self, balancer: str, plan: Plan, wanted: Any, timeout_s: float, http: str) -> runner.Site:
+        self.asked.update(surveyed=http, balancer=balancer, wanted=wanted, timeout_s=timeout_s)
         if self.error:
             raise self.error
         return runner.Site(["web-1"], [f"/{number}" for number in range(100)], too_large=1)
@@ -66,6 +67,11 @@ def test_the_environment_names_the_balancer(stand_in: Runner, monkeypatch: pytes
     assert stand_in.asked["balancer"] == "tcp://elsewhere:1"
 
 
+def test_pages_are_asked_for_by_http(stand_in: Runner) -> None:
+    assert main(["run", "--http", "http://h:1"]) == 0
+    assert stand_in.asked["surveyed"] == stand_in.asked["http"] == "http://h:1"
+
+
 def test_names_are_lines_of_a_file(stand_in: Runner, tmp_path: Path) -> None:
     listed = tmp_path / "names"
     listed.write_text("/a\n# not this\n\n/b c\n", encoding="utf-8")
@@ -94,6 +100,62 @@ def test_json_goes_to_a_file_or_to_standard_output(
     said = capsys.readouterr()
     assert from_json(said.out.encode()).pages == 100
     assert "Failures: none" in said.err
+
+
+def test_a_run_goes_to_an_html_file_with_the_command_that_repeats_it(
+    stand_in: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DWS_BALANCER", "tcp://elsewhere:1")
+    files = ["--html", str(tmp_path / "r.html"), "--json", str(tmp_path / "r")]
+    assert main(["run", "--count", "7", *files]) == 0
+    assert "50 pages a second, none failed" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    command = from_json((tmp_path / "r").read_bytes()).command
+    assert command[:4] == ["dws-loadgen", "run", "--count", "7"]
+    assert command[-2:] == ["-b", "tcp://elsewhere:1"]
+
+
+def test_a_duration_without_a_count_is_the_only_bound(stand_in: Runner) -> None:
+    assert main(["run", "--duration", "3", "--warmup", "1", "--idle", "0"]) == 0
+    plan = stand_in.asked["plan"]
+    assert (plan.count, plan.duration_s, plan.warmup_s) == (None, 3.0, 1.0)
+    assert stand_in.asked["idle_s"] == 0
+    assert main(["run", "--duration", "3", "--count", "9"]) == 0
+    assert stand_in.asked["plan"].count == 9
+
+
+def test_several_hosts_start_at_one_moment(stand_in: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--start-at", "2999-01-01T12:00:00"]) == 0
+    assert stand_in.asked["start_at"].year == 2999
+    for wrong in ("2001-01-01T12:00:00", "noon", "+x"):
+        assert main(["run", "--start-at", wrong]) == 2
+    assert "has passed" in capsys.readouterr().err
+
+
+def test_a_crossed_threshold_ends_with_99(stand_in: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--fail-if", "pages/s<1000", "--fail-if", "failed>0"]) == 99
+    said = capsys.readouterr().out
+    assert "✗ fail if pages/s<1000: pages/s is 50" in said
+    assert "✓ fail if failed>0: failed is 0" in said
+
+
+def test_thresholds_decide_what_failures_are_too_many(stand_in: Runner) -> None:
+    stand_in.failures = [Failure("TimedOut", 1, 0.5, "no answer")]
+    assert main(["run", "--fail-if", "failed>20%"]) == 0
+    assert main(["run", "--fail-if", "failed>10%"]) == 99
+    stand_in.interrupted = True
+    assert main(["run", "--fail-if", "failed>10%"]) == 130
+
+
+def test_a_baseline_is_what_the_run_is_measured_against(
+    stand_in: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tmp_path / "before.json"
+    assert main(["run", "--json", str(before)]) == 0
+    assert main(["run", "--baseline", str(before), "--json", str(tmp_path / "after.json")]) == 0
+    assert "1.00 times as fast as before.json: that made 50 pages a second." in capsys.readouterr().out
+    assert main(["run", "--threads", "8", "--baseline", str(before)]) == 0
+    assert "! Not the same load, before.json → this run: threads 4 → 8." in capsys.readouterr().out
+    assert main(["run", "--baseline", str(before), "--fail-if", "speedup<1.5"]) == 99
 
 
 def test_failed_requests_end_with_1_and_an_interruption_with_130(stand_in: Runner) -> None:
@@ -143,6 +205,16 @@ def test_what_cannot_be_run_ends_with_one_line(
         "--names /nowhere",
         "--request upload --from /nowhere",
         "--json /nowhere/report.json",
+        "--html /nowhere/report.html",
+        "--fail-if p99",
+        "--fail-if p99>50",
+        "--fail-if nothing>0",
+        "--baseline /nowhere",
+        "--baseline /dev/null",
+        "--duration 0",
+        "--warmup -1",
+        "--start-at yesterday",
+        "--idle -1",
         "--nonsense",
     ],
 )

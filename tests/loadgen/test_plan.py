@@ -1,6 +1,7 @@
 """What is drawn from a seed: the same each time, within its bounds, and with the wanted frequencies."""
 
 from collections import Counter
+from datetime import datetime, timedelta, timezone
 from itertools import combinations, islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from loadgen.plan import (
     share_of,
     split,
     upload_name,
+    when,
     zipf_exponent,
 )
 
@@ -41,6 +43,8 @@ NAMES = [f"/p/{number}" for number in range(500)]
         ({"count": None}, "neither a count nor a duration"),
         ({"duration_s": 0.0}, "a duration of 0.0 s"),
         ({"duration_s": float("inf")}, "a duration of inf s"),
+        ({"warmup_s": -1.0}, "-1.0 s of warm-up"),
+        ({"warmup_s": float("nan")}, "nan s of warm-up"),
         ({"files": 0}, "0 pages a request"),
         ({"files": 1001}, "1001 pages a request"),
         ({"rate": 0.0}, "a rate of 0.0"),
@@ -62,6 +66,33 @@ NAMES = [f"/p/{number}" for number in range(500)]
 def test_an_impossible_plan_is_refused_in_one_line(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(PlanError, match=text) as refused:
         Plan(**fields)
+    assert "\n" not in str(refused.value)
+
+
+NOW = datetime(2030, 1, 31, 12, 0, 0, tzinfo=timezone(timedelta(hours=1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("12:00:05", NOW + timedelta(seconds=5)),
+        ("12:01", NOW + timedelta(minutes=1)),
+        ("+2.5", NOW + timedelta(seconds=2.5)),
+        ("2030-02-01T00:00:00", NOW + timedelta(hours=12)),
+        ("2030-01-31T11:00:01Z", NOW + timedelta(seconds=1)),
+    ],
+)
+def test_a_moment_is_read_in_the_zone_of_now(text: str, moment: datetime) -> None:
+    assert when(text, NOW) == moment
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "noon", "25:00", "+", "+-1", "+nan", "+1e300", "11:59", "2030-01-31", "+0", "2030-13-01T00:00"],
+)
+def test_what_is_no_moment_to_come_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(PlanError) as refused:
+        when(text, NOW)
     assert "\n" not in str(refused.value)
 
 

@@ -7,24 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.analysis import even, server_shares
 from loadgen.histogram import Histogram
 from loadgen.plan import Plan
 from loadgen.report import (
     SCHEMA,
+    Check,
     ClientResult,
     Failure,
     Report,
     ReportError,
     Tally,
-    even,
     from_json,
     merge_failures,
-    server_shares,
     summarise,
-    table,
     to_json,
-    to_text,
 )
+from loadgen.text import table, to_text
 
 
 def times(*milliseconds: float) -> Histogram:
@@ -66,7 +65,7 @@ def test_latencies_of_each_kind_are_merged_over_clients() -> None:
     summary = summarise(report(client(0, tallies=mixed), client(1)))
     assert [(one.kind, one.count) for one in summary.latencies] == [("download", 6), ("upload", 1)]
     assert summary.latencies[0].max_s == 0.003
-    assert list(summary.latencies[0].percentiles) == ["p50", "p90", "p99", "p99.9"]
+    assert list(summary.latencies[0].percentiles) == ["p50", "p90", "p95", "p99", "p99.9", "p99.99"]
     assert summary.latencies[0].percentiles["p50"] == pytest.approx(0.002, rel=0.01)
 
 
@@ -131,13 +130,15 @@ def test_json_and_back() -> None:
 
 def test_the_fields_that_scripts_read() -> None:
     plain = msgspec.json.decode(to_json(report(client(0))))
-    assert plain["schema"] == SCHEMA == 1
+    assert plain["schema"] == SCHEMA == 2
     assert set(plain) == {
         "schema", "started", "made_by", "plan", "pages", "servers", "interrupted", "clients", "prefix",
-        "summary",
+        "http", "summary", "nodes", "book", "machine", "command", "generator_cpu_share",
+        "machine_cpu_share", "warmup_s", "baseline", "checks", "merged", "doubts",
     }  # fmt: skip
     assert set(plain["summary"]) == {
         "clients", "together", "latencies", "failures", "servers", "spread", "late", "skipped",
+        "fairness", "availability", "turnaround_s", "nodes", "speed_up", "limit",
     }  # fmt: skip
     assert set(plain["summary"]["together"]) == {
         "client", "requests", "pages", "bytes", "failed", "elapsed_s", "cpu_share", "requests_per_s",
@@ -145,10 +146,80 @@ def test_the_fields_that_scripts_read() -> None:
     }  # fmt: skip
 
 
+#: Each struct of a report and its fields. A change that programs must know of raises SCHEMA.
+SHAPES = {
+    "Availability": "share without_service_s outages",
+    "Baseline": "name requests_per_s pages_per_s bytes_per_s caveats",
+    "BookEntry": "server period_age_s visits bytes hot",
+    "Check": "text passed said must",
+    "ClientResult": "client elapsed_s cpu_s tallies served late intervals turnaround_s",
+    "Failure": "kind count at_s first",
+    "Interval": "at_s width_s requests failed pages bytes latency",
+    "Latency": "kind count mean_s percentiles max_s",
+    "Limit": "by because",
+    "Machine": "cores memory_bytes python platform pyzmq libzmq load_average",
+    "NodeFigures": "name role idle loaded died_at_s note",
+    "NodeSample": "at_s cpu_s rss_bytes read_bytes written_bytes sent_bytes received_bytes",
+    "NodeUse": "name role pid idle loaded died_at_s note",
+    "Outage": "at_s for_s",
+    "Plain": "count total_s least_s most_s buckets ratio shortest_s",
+    "Rates": "client requests pages bytes failed elapsed_s cpu_share requests_per_s pages_per_s bytes_per_s",
+    "ServerShare": "server pages share over_mean",
+    "Tally": "requests pages bytes failures latency skipped",
+    "Use": "seconds cpu_share rss_bytes read_per_s written_per_s sent_per_s received_per_s",
+}
+
+#: As version 1 of the schema wrote it.
+SCHEMA_1 = b"""{"started": "2030-01-01T00:00:00+00:00", "made_by": "dws-loadgen 0.1.0",
+"plan": {"request": "download", "count": 1, "duration_s": null, "clients": 1, "threads": 4, "files": 10,
+         "rate": null, "choice": "uniform", "size_bytes": 4096, "seed": 1},
+"pages": 100, "servers": ["web-1"], "interrupted": false, "clients": [{"client": 0, "elapsed_s": 2.0,
+  "cpu_s": 0.5, "tallies": {"download": {"requests": 1, "pages": 10, "bytes": 1000, "failures": [],
+    "latency": {"count": 1, "total_s": 0.001, "least_s": 0.001, "most_s": 0.001, "buckets": [[465, 1]],
+                "ratio": 1.02, "shortest_s": 1e-07}, "skipped": 0}},
+  "served": {"web-1": 10}, "late": null}], "prefix": "", "summary": {"clients": [],
+  "together": {"client": null, "requests": 1, "pages": 10, "bytes": 1000, "failed": 0, "elapsed_s": 2.0,
+    "cpu_share": 0.25, "requests_per_s": 0.5, "pages_per_s": 5.0, "bytes_per_s": 500.0},
+  "latencies": [], "failures": [], "servers": [], "spread": 1.0, "late": null, "skipped": 0}, "schema": 1}"""
+
+
+def test_the_shape_of_every_part() -> None:
+    found = msgspec.json.schema(Report)["$defs"]
+    shapes = {name: " ".join(one["properties"]) for name, one in found.items()}
+    assert {name: shapes[name] for name in SHAPES} == SHAPES
+    assert set(shapes) - set(SHAPES) == {"Plan", "Report", "Summary"}
+
+
+def test_a_report_of_schema_1_is_read_and_worked_out_anew() -> None:
+    old = from_json(SCHEMA_1)
+    assert old.schema == 1
+    assert old.summary is not None and old.summary.limit is not None
+    assert old.summary.together.pages_per_s == 5.0
+    assert old.summary.latencies[0].percentiles["p99.99"] == 0.001
+    assert "1 client × 4 threads" in to_text(old)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        SCHEMA_1.replace(b"[[465, 1]]", b"[[99999, 1]]"),
+        SCHEMA_1.replace(b"[[465, 1]]", b"[[465, 7]]"),
+        SCHEMA_1.replace(b"[[465, 1]]", b"[[465, -1]]"),
+        SCHEMA_1.replace(b'"ratio": 1.02', b'"ratio": 1.5'),
+        SCHEMA_1.replace(b'"threads": 4', b'"threads": 0'),
+        SCHEMA_1.replace(b'"clients": 1', b'"clients": "x"'),
+    ],
+)
+def test_a_report_that_contradicts_itself_is_refused(wrong: bytes) -> None:
+    with pytest.raises(ReportError) as caught:
+        from_json(wrong)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b'{"schema": 2}', "schema 2; this version reads schema 1"),
+        (b'{"schema": 3}', "schema 3; this version reads schemas 1 to 2"),
         (b'{"schema": 1}', "not a report"),
         (b"{}", "not a report"),
         (b"[1]", "not a report"),
@@ -194,3 +265,11 @@ def test_a_table_has_its_figures_under_their_headings() -> None:
     assert table([("", "pages", "MB"), ("web-1", "1,000", "2"), ("w", "5", "10")]) == (
         "         pages  MB\n  web-1  1,000   2\n  w          5  10"
     )
+
+
+def test_a_check_that_is_only_wished_for_is_no_failure() -> None:
+    wished = Check("as fast as that", False, must=False)
+    said = to_text(report(client(0), checks=[Check("all is there", True), wished]))
+    assert "✓ Passed: 1 check." in said and "· not reached: as fast as that" in said
+    said = to_text(report(client(0), checks=[Check("all is there", False), wished]))
+    assert "✗ Failed: 1 of 1 check." in said

@@ -4,22 +4,28 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from loadgen.histogram import from_plain
 from loadgen.plan import Plan
-from loadgen.worker import Done, Lines, Scenario, Team, Work
+from loadgen.scenarios import Done, Scenario
+from loadgen.talk import Lines, Work
+from loadgen.worker import Team
 
 
-class Instant:
+class Instant(Scenario):
     """Answers at once; every tenth request of a thread fails."""
 
     def __init__(self, work: Work, thread: int) -> None:
-        self.served: Counter[str] = Counter()
+        self.by_server: Counter[str] = Counter()
         self.made = 0
         self.closed = False
+
+    @property
+    def served(self) -> Counter[str]:
+        return self.by_server
 
     def make(self, kind: str) -> int:
         self.made += 1
@@ -28,7 +34,7 @@ class Instant:
     def perform(self, request: int) -> Done:
         if request % 10 == 0:
             raise TimeoutError(f"request {request}")
-        self.served["web-1"] += 2
+        self.by_server["web-1"] += 2
         return Done(pages=2, bytes=20)
 
     def close(self) -> None:
@@ -137,3 +143,113 @@ def test_lines_come_whole_and_the_end_shows() -> None:
         assert (lines.next(1), lines.ended) == (None, True)
     finally:
         os.close(read)
+
+
+def test_a_short_line_after_one_that_came_in_parts_is_found() -> None:
+    read, write = os.pipe()
+    try:
+        lines = Lines(read)
+        for part in (b"a" * 5000, b"b" * 5000, b"\n1\n22\n"):
+            assert lines.next(0) is None
+            os.write(write, part)
+            lines.feed()
+        assert [lines.buffered() for _ in range(4)] == [b"a" * 5000 + b"b" * 5000, b"1", b"22", None]
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_slices_hold_all_that_was_counted() -> None:
+    result = ran(Plan(count=None, duration_s=0.6, threads=2)).result()
+    tally = result.tallies["download"]
+    failed = sum(failure.count for failure in tally.failures)
+    assert sum(one.requests for one in result.intervals) == tally.requests
+    assert sum(one.failed for one in result.intervals) == failed
+    assert sum(one.pages for one in result.intervals) == tally.pages
+    assert sum(one.bytes for one in result.intervals) == tally.bytes
+    assert sum(one.latency.count for one in result.intervals) == from_plain(tally.latency).count
+    assert [one.at_s for one in result.intervals] == [0.0, 0.25, 0.5]
+    assert all(one.requests for one in result.intervals)
+    assert result.turnaround_s >= result.elapsed_s
+
+
+class Noting(Instant):
+    """Keeps what it was asked, before and after the start."""
+
+    made_all: ClassVar[list["Noting"]] = []
+
+    def __init__(self, work: Work, thread: int) -> None:
+        super().__init__(work, thread)
+        self.warm = 0
+        self.counted: list[str] = []
+        self.restarts = 0
+        self.made_all.append(self)
+
+    def make(self, kind: str) -> int:
+        if self.restarts:
+            self.counted.append(kind)
+        else:
+            self.warm += 1
+        return super().make(kind)
+
+    def perform(self, request: int) -> Done:
+        time.sleep(0.001)
+        return super().perform(request)
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+
+@pytest.mark.parametrize("rate", [None, 2000.0])
+def test_a_warm_up_is_counted_nowhere_and_changes_nothing(rate: float | None) -> None:
+    asked: list[list[str]] = []
+    for warmup_s in (0.0, 0.2):
+        Noting.made_all.clear()
+        plan = Plan(request="mixed", count=50, threads=1, rate=rate, clients=1, warmup_s=warmup_s)
+        team = Team(Work(plan, 0, "", 1.0, [], [], ""), Noting)
+        assert team.prepare() is None
+        team.go(time.monotonic() + warmup_s)
+        team.join()
+        result = team.result()
+        counted = sum(
+            tally.requests + sum(failure.count for failure in tally.failures)
+            for tally in result.tallies.values()
+        )
+        assert counted == 50
+        assert result.served == {"web-1": sum(tally.pages for tally in result.tallies.values())}
+        (scenario,) = Noting.made_all
+        assert (scenario.restarts, scenario.warm > 10) == (1, warmup_s > 0)
+        assert sum(one.requests + one.failed for one in result.intervals) == 50
+        assert result.elapsed_s < 1
+        asked.append(scenario.counted)
+    assert asked[0] == asked[1]
+
+
+def test_stop_in_the_warm_up_leaves_nothing() -> None:
+    team = Team(Work(Plan(threads=2, warmup_s=60), 0, "", 1.0, [], [], ""), Instant)
+    assert team.prepare() is None
+    team.go(time.monotonic() + 60)
+    time.sleep(0.05)
+    team.stop()
+    team.join()
+    assert (team.result().tallies, team.result().served, team.result().elapsed_s) == ({}, {}, 0.0)
+
+
+def test_open_load_that_nobody_can_send_fails_in_time() -> None:
+    class Slow(Instant):
+        def perform(self, request: int) -> Done:
+            time.sleep(0.1)
+            return Done(1, 1)
+
+    plan = Plan(count=1000, threads=1, rate=10_000.0, clients=1)
+    team = Team(Work(plan, 0, "", 0.3, [], [], ""), Slow)
+    assert team.prepare() is None
+    team.go(time.monotonic())
+    team.join()
+    result = team.result()
+    tally = result.tallies["download"]
+    assert result.elapsed_s < 1
+    assert [one.kind for one in tally.failures] == ["NotSent"]
+    assert tally.requests + tally.failures[0].count == 1000
+    assert result.late is not None
+    assert result.late.count == tally.requests
