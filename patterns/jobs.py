@@ -109,7 +109,6 @@ class Dispatcher(Generic[Key]):
         if key not in self:
             return False
         self._step(key, "done")
-        self._history.append(f"done {key!r}")
         return True
 
     def worker(self, incarnation: int | None) -> None:
@@ -148,6 +147,7 @@ class Dispatcher(Generic[Key]):
         before = WAITING if key in self._waiting else ISSUED
         after = TRANSITIONS[before, event]
         job = self._places[before].pop(key)
+        self._history.append(f"{key!r} {before} --{event}--> {after or 'gone'}")
         if after is not None:
             self._places[after][key] = job
         return job
@@ -161,7 +161,6 @@ class Dispatcher(Generic[Key]):
         for key in overdue:
             self._step(key, "overdue")
             self.counters["overdue"] += 1
-            self._history.append(f"overdue {key!r}")
 
     def _frame(self, body: bytes) -> bytes:
         assert self._incarnation is not None

@@ -46,9 +46,20 @@ NO_REALM: Final = bytes(16)
 _REQUEST_PREFIX: Final = bytes((SIGNATURE, VERSION, REQUEST, 0))
 _REPLY_PREFIX: Final = bytes((SIGNATURE, VERSION, REPLY, 0))
 _ID_MAX: Final = 0xFFFF_FFFF_FFFF_FFFF
-_HISTORY: Final = 16
+_HISTORY: Final = 32
 #: Deadlines of requests that were answered are kept until they outnumber the others by this.
 _STALE_MAX: Final = 64
+
+AWAITED = "awaited"
+ANSWERED, EXPIRED, CANCELLED = "answered", "expired", "cancelled"
+
+#: (state of a request, event) → state, on the asking side. Its table holds what is awaited; the other
+#: states are ends, after which a reply under this id is a counted drop.
+TRANSITIONS: Final[dict[tuple[str, str], str]] = {
+    (AWAITED, "reply"): ANSWERED,
+    (AWAITED, "deadline"): EXPIRED,
+    (AWAITED, "cancel"): CANCELLED,
+}
 
 Tag = TypeVar("Tag")
 Peer = TypeVar("Peer")
@@ -77,7 +88,8 @@ class Requester(Generic[Tag]):
         self._pending_max = pending_max
         self._pending: dict[int, tuple[float, Tag]] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._history: deque[str] = deque(maxlen=_HISTORY)
+        # (what happened, id): made into text only when an error wants it.
+        self._recent: deque[tuple[str, int]] = deque(maxlen=_HISTORY)
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -85,7 +97,7 @@ class Requester(Generic[Tag]):
     def request(self, body: bytes, tag: Tag, deadline: float) -> tuple[int, bytes]:
         """(id, frame 0) of a new request. `tag` comes back with its reply or its expiry."""
         if len(self._pending) >= self._pending_max:
-            raise LocalError(f"more than {self._pending_max} requests pending", self._history)
+            raise LocalError(f"more than {self._pending_max} requests pending", self._history())
         request_id = self._next_id
         self._next_id = (request_id + 1) & _ID_MAX
         self._pending[request_id] = (deadline, tag)
@@ -102,12 +114,12 @@ class Requester(Generic[Tag]):
         """
         if len(frame) < HEADER_BYTES or frame[:4] != _REPLY_PREFIX:
             self.counters["malformed"] += 1
-            raise RemoteError(f"not a reply: {frame[:HEADER_BYTES].hex()}", self._history)
+            raise RemoteError(f"not a reply: {frame[:HEADER_BYTES].hex()}", self._history())
         request_id = int.from_bytes(frame[4:12], "big")
-        pending = self._pending.pop(request_id, None)
+        pending = self._end(request_id, "reply")
         if pending is None:
             self.counters["unawaited"] += 1
-            self._history.append(f"unawaited reply {request_id}")
+            self._recent.append(("unawaited reply", request_id))
             return None
         if self._learns:
             self.realm = frame[12:HEADER_BYTES]
@@ -116,18 +128,17 @@ class Requester(Generic[Tag]):
 
     def cancel(self, request_id: int) -> None:
         """Wait no longer for this request; its reply becomes a counted drop."""
-        self._pending.pop(request_id, None)
+        self._end(request_id, "cancel")
 
     def expire(self, now: float) -> list[tuple[int, Tag]]:
         """Requests whose deadline has passed, each handed out once."""
         expired = []
-        deadlines, pending = self._deadlines, self._pending
+        deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now:
             request_id = heapq.heappop(deadlines)[1]
-            waiting = pending.pop(request_id, None)
+            waiting = self._end(request_id, "deadline")
             if waiting is not None:
                 expired.append((request_id, waiting[1]))
-                self._history.append(f"expired {request_id}")
         return expired
 
     def wake_at(self) -> float | None:
@@ -136,6 +147,16 @@ class Requester(Generic[Tag]):
         while deadlines and deadlines[0][1] not in pending:
             heapq.heappop(deadlines)
         return deadlines[0][0] if deadlines else None
+
+    def _end(self, request_id: int, event: str) -> tuple[float, Tag] | None:
+        """Take an awaited request off the table; None if it is awaited no longer."""
+        if request_id not in self._pending:
+            return None
+        self._recent.append((TRANSITIONS[AWAITED, event], request_id))
+        return self._pending.pop(request_id)
+
+    def _history(self) -> list[str]:
+        return [f"{event} {request_id}" for event, request_id in self._recent]
 
     def check(self) -> None:
         """Every awaited request has a deadline; the tables keep their bounds."""
@@ -190,6 +211,7 @@ class Replier(Generic[Peer]):
         self._next_token += 1
         self._owed[token] = (peer, request[4:12])
         self._owed_by[peer] += 1
+        self._history.append(f"deferred {token}")
         return token
 
     def resolve(self, token: int, body: bytes) -> tuple[Peer, bytes]:

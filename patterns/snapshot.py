@@ -22,7 +22,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Final
 
-from patterns.errors import LocalError
+from patterns.errors import LocalError, RemoteError
 
 EMPTY, COMPARING, LOADING, LIVE = "empty", "comparing", "loading", "live"
 
@@ -76,7 +76,12 @@ class Follower:
         self._behind_since = None
 
     def compare(self, number: int, differing: Iterable[int]) -> None:
-        """The publisher's summaries came; they stand for `number`. These parts differ."""
+        """The publisher's summaries came; they stand for `number`. These parts differ.
+
+        RemoteError if `number` is none that a publisher can be at.
+        """
+        if number < 0:
+            raise RemoteError(f"summaries that stand for number {number}", self._history)
         parts = deque(differing)
         self._step("summaries differ" if parts else "summaries agree")
         self._parts = parts

@@ -5,13 +5,22 @@ model of the property test is two sets: what was asked, and what came of it.
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patterns import request_reply
 from patterns.errors import LocalError, RemoteError
-from patterns.request_reply import HEADER_BYTES, NO_REALM, Replier, Requester, request_id_of
+from patterns.request_reply import (
+    HEADER_BYTES,
+    NO_REALM,
+    TRANSITIONS,
+    Replier,
+    Requester,
+    request_id_of,
+)
 
 REALM = bytes(range(16))
 OTHER_REALM = bytes(range(1, 17))
@@ -255,7 +264,7 @@ def test_a_second_answer_is_the_callers_fault() -> None:
     replier.resolve(token, b"")
     with pytest.raises(LocalError) as raised:
         replier.resolve(token, b"")
-    assert raised.value.history == (f"resolved {token}",)
+    assert raised.value.history == (f"deferred {token}", f"resolved {token}")
     replier.check()
 
 
@@ -327,3 +336,37 @@ def test_every_request_gets_exactly_one_reply_or_expiry(data: st.DataObject) -> 
         assert len(replier) == len(owed)
     outcomes.update(request_id for request_id, _ in requester.expire(last_deadline))
     assert outcomes == Counter(tags.keys() - cancelled)
+
+
+# The table of states
+
+EVENTS: dict[str, Callable[[Requester[str], bytes], object]] = {
+    "reply": lambda requester, frame: requester.receive(reply_to(frame)),
+    "deadline": lambda requester, _frame: requester.expire(1.0),
+    "cancel": lambda requester, frame: requester.cancel(request_id_of(frame) or 0),
+}
+
+
+@pytest.mark.parametrize("pair", TRANSITIONS, ids=", ".join)
+def test_every_transition_of_the_table_ends_the_request_and_is_remembered(pair: tuple[str, str]) -> None:
+    requester: Requester[str] = Requester(first_id=7)
+    frame = requester.request(b"", "tag", deadline=1.0)[1]
+    EVENTS[pair[1]](requester, frame)
+    requester.check()
+    assert len(requester) == 0
+    assert (requester.receive(reply_to(frame)), requester.expire(9.0)) == (None, [])
+    with pytest.raises(RemoteError) as raised:
+        requester.receive(b"")
+    assert raised.value.history == (f"{TRANSITIONS[pair]} 7", "unawaited reply 7")
+
+
+@pytest.mark.parametrize("pair", TRANSITIONS, ids=", ".join)
+def test_without_its_line_in_the_table_a_transition_cannot_happen(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester: Requester[str] = Requester(first_id=7)
+    frame = requester.request(b"", "tag", deadline=1.0)[1]
+    monkeypatch.delitem(request_reply.TRANSITIONS, pair)
+    with pytest.raises(KeyError):
+        EVENTS[pair[1]](requester, frame)
+    assert len(requester) == 1
