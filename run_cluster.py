@@ -43,12 +43,14 @@ Examples:
               help="Whether to start again a node that dies: after 3 s, doubling to 60 s.")
 @click.option("--rebuild", is_flag=True,
               help="Make the catalog anew from what the web servers hold; see `dws serve balancer --help`.")
+@click.option("--record", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+              help="Record in this directory all that happens to the nodes, for `dws sim replay`.")
 @click.option("--log-level", metavar="LEVEL", help="Of the nodes: debug, info, warning or error.")
 @config_options
 def run(
     webservers: int, data: Path, host: str, advertise: str, port: str, http_port: str, no_http: bool,
-    site: Path | None, restart: str, rebuild: bool, log_level: str | None, pairs: tuple[str, ...],
-    **flags: Any,
+    site: Path | None, restart: str, rebuild: bool, record: Path | None, log_level: str | None,
+    pairs: tuple[str, ...], **flags: Any,
 ) -> int:  # fmt: skip
     """Run a balancer, web servers and a gateway for browsers on this machine, until Ctrl-C or SIGTERM.
 
@@ -67,6 +69,7 @@ def run(
             site=site,
             restart=restart == "always",
             rebuild=rebuild,
+            record=record,
             log_level=settings.get("log_level", log_level),
         ),
         say=lambda line: print(line, flush=True),

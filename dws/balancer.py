@@ -1,12 +1,11 @@
-"""The balancer: routes events to its parts, and answers lookups.
+"""The balancer: routes events to its parts.
 
-What lives here: which part hears of what, in which order, and the data plane's
-one method, `locate`. What must not: sockets, threads, clocks, disks; nor rules,
-which belong to the parts.
+What lives here: which part hears of what, in which order. What must not:
+sockets, threads, clocks, disks; nor rules, which belong to the parts.
 
     effects = balancer.handle(event, now)    never blocks, never sleeps
     balancer.wake_at()                       when it wants a Tick at the latest
-    reply = balancer.locate(request, now)    a plain method: no object per hop
+    reply = balancer.locate(request, now)    lookup.py's plain method: no object per hop
     balancer.check()                         invariants
 """
 
@@ -17,9 +16,9 @@ from random import Random
 from typing import Any, Final
 
 from dws.catalog import Catalog
-from dws.choices import Choices
 from dws.config import Config
-from dws.effects import Answer, Ask, Connect, Disconnect, Effects, Log
+from dws.decisions import Decisions
+from dws.effects import Answer, Connect, Disconnect, Effects, Log
 from dws.errors import Refused
 from dws.events import (
     Answered,
@@ -34,26 +33,31 @@ from dws.events import (
     Unanswered,
 )
 from dws.garbage import Garbage
+from dws.health import PROBE_TIMEOUT_S, Health
 from dws.load import Loads
-from dws.membership import DEAD, SUSPECT, Members, Server
+from dws.lookup import Lookup
+from dws.maintenance import Maintenance
+from dws.membership import CONTESTED, DEAD, SUSPECT, Members, Server
 from dws.messages import (
     Abort,
     Await,
     CopyFailed,
+    Drain,
     Error,
+    Forget,
     Hello,
-    Later,
     List,
     Listing,
     Locate,
-    Located,
     ManifestPage,
     NodeStats,
+    NodeStatsAre,
     Ping,
     Pong,
     Record,
     Remove,
     Reserve,
+    Resume,
     Stat,
     Status,
     Stored,
@@ -63,16 +67,16 @@ from dws.messages import (
 )
 from dws.orders import Orders
 from dws.placement import Placement
-from dws.policy import POLICIES
+from dws.plausibility import NO_ORDER, OUT_OF_PLACE, Plausibility
+from dws.repair import Repair
 from dws.replication import Replication
 from dws.report import Report
-from dws.store import CatalogHead, RememberedBatch
+from dws.store import CatalogHead, Decision, RememberedBatch
+from dws.surplus import Surplus
 from dws.sync import Sync
 
 #: The longest time between two ticks: silence is judged at this grain.
 TICK_S: Final = 0.1
-_PROBE_TIMEOUT_S: Final = 1.0
-_RETRY_S: Final = 0.1
 
 
 class Balancer:
@@ -91,24 +95,39 @@ class Balancer:
         self._head = head
         self._knows_start = knows_start
         self._config = config
-        self.rng = rng
-        self._policy = POLICIES[config.policy]()
+        self.rng = Random(rng.getrandbits(64))
+        """Of lookups alone, so that how many there were decides nothing else: a recording leaves them out."""
         self.counters: Counter[str] = Counter()
         self.counted_elsewhere: Mapping[str, Mapping[str, int]] = {}
         """Where → what the shell's sockets counted, for reports."""
         self.catalog = Catalog(records)
         self.loads = Loads(config)
-        self.choices = Choices(config.policy)
         self.members = Members(head, config, now)
         self.orders = Orders(head, config)
         self.sync = Sync(self.catalog, config)
-        replication = Replication(self.catalog, self.members, self.loads, self.orders, rng)
-        self.placement = Placement(self.catalog, self.members, replication, head, config, outcome_of)
+        self.decisions = Decisions(head)
+        replication = Replication(self.catalog, self.members, self.loads, self.orders, config.copies, rng)
+        parts = (self.catalog, self.members, self.loads, self.orders)
+        self.placement = Placement(
+            self.catalog, self.members, replication, self.decisions, head, config, outcome_of
+        )
         self.garbage = Garbage(self.catalog, self.orders, head, config, self.placement.is_open)
+        self.repair = Repair(*parts, replication, self.decisions, config, now)
+        shortage = self.repair.shortage
+        self.surplus = Surplus(*parts, shortage, self.decisions, config, now)
+        self.maintenance = Maintenance(
+            self.catalog, self.members, shortage, self.decisions, config.copies,
+            lambda server, now: self._changed([server], now), self._forgotten,
+        )  # fmt: skip
+        self.plausibility = Plausibility(self.catalog, self.placement, self.loads, self.counters)
+        self.health = Health(config, now)
+        self.lookup = Lookup(
+            self.catalog, self.members, self.loads, self.health, head.epoch, config, self.counters, self.rng
+        )
+        self.locate = self.lookup.locate
         self.report = Report(self, head, config, now)
         self._next_tick = now
-        self._probe_at: dict[int, float] = {}
-        self._live_of: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._told: dict[int, str] = {}  # server → the state that was logged last
         for server in self.members.by_number.values():
             self._add(server)
         self._handlers: dict[type[Any], Callable[[Any, float], Effects]] = {
@@ -130,66 +149,6 @@ class Balancer:
 
     def wake_at(self) -> float:
         return self._next_tick
-
-    # -- the data plane --------------------------------------------------------------------
-
-    def locate(self, request: Locate, now: float) -> Located:
-        """Versions and holders of pages, best holder first, each counted as an assignment."""
-        pages = self.catalog.pages
-        loads, per_page_s = self.loads.download, self.loads.per_page_s
-        live_of, policy, rng = self._live_of, self._policy, self.rng
-        avoid = self._complaints(request.avoid, now) if request.avoid else None
-        found: list[Any] = []
-        later: list[Later] = []
-        for index, name in enumerate(request.names):
-            entry = pages.get(name)
-            if entry is None:
-                found.append(None)
-                continue
-            holders = entry.holders
-            live: Any = live_of.get(holders)
-            if live is None:
-                live = self._find_live(holders)
-            if avoid:
-                live = [number for number in live if number not in avoid] or live
-            if len(live) > 1:
-                live = policy(live, loads, rng)
-            if live:
-                best = live[0]
-                loads[best] += per_page_s[best]
-            else:
-                later.append(self._later(index, holders))
-            found.append((entry.version, entry.size, entry.digest, entry.list_digest, live))
-        if now >= self.choices.due and found and found[-1]:
-            self.choices.note(name, found[-1], holders, avoid, loads, per_page_s, now)
-        self.counters["lookups"] += 1
-        self.counters["names looked up"] += len(found)
-        table = self.members.table
-        servers = None if request.table == table else self.members.refs()
-        return Located(self._head.epoch, table, servers, found, later)
-
-    def _find_live(self, holders: tuple[int, ...]) -> tuple[int, ...]:
-        """Live holders among these, suspects only if there is no other; remembered until a state changes."""
-        servers = [self.members.by_number[number] for number in holders]
-        live = [server for server in servers if server.live]
-        sure = [server for server in live if server.heard != SUSPECT]
-        self._live_of[holders] = found = tuple(server.number for server in sure or live)
-        return found
-
-    def _later(self, index: int, holders: tuple[int, ...]) -> Later:
-        last = ", ".join(self.members.by_number[number].name for number in holders)
-        if self.members.still_to_sync():
-            return Later(index, _RETRY_S, last)
-        gone = [server.name for server in self.members.by_number.values() if server.heard == DEAD]
-        return Later(index, 0.0, last or ", ".join(gone))
-
-    def _complaints(self, numbers: list[int], now: float) -> set[int]:
-        """A client's complaints: excluded for it, and probed; they change no state."""
-        for number in numbers:
-            if number in self._probe_at:
-                self.counters["complaints"] += 1
-                self._probe_at[number] = min(self._probe_at[number], now)
-        return set(numbers)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -213,11 +172,13 @@ class Balancer:
             case Stat():
                 return [Answer(token, self.report.stat(message))]
             case Why():
-                return [Answer(token, self.report.why(message, self._find_live))]
+                return [Answer(token, self.report.why(message, self.lookup.find_live, now))]
             case Status():
                 return [Answer(token, self.report.status(now))]
             case NodeStats():
                 return [Answer(token, self.report.node_stats(now))]
+            case Drain() | Resume() | Forget():
+                return self.maintenance.asked(token, message, now)
             case Ping():
                 return [Answer(token, Pong("balancer", 0, self._head.epoch))]
         raise AssertionError(f"no handler for {type(message).__name__}")
@@ -228,43 +189,53 @@ class Balancer:
             return self._hello(event.token, message, now)
         server = self._by_incarnation(message.incarnation)
         if server is None:
+            self.counters["reports of strangers"] += 1
             return [Answer(event.token, Error(Refused.code, "say hello first"))]
         if isinstance(message, Stored):
             applied, fresh = self.sync.stored(server.number, message.incarnation, message.changes, now)
             effects: Effects = [Answer(event.token, applied)]
             for change in fresh:
-                effects += self.placement.stored(server.number, change.added, now)
+                effects += self._holds(server.number, change.added, now)
                 if change.dropped:
-                    self.garbage.reported(server.number)
+                    self.placement.dropped(server.number, change.dropped)
+                    self._drops(server.number)
             return effects
         assert isinstance(message, CopyFailed)
         text = f"{server.name}: {message.text}"
-        failed = self.placement.copy_failed(server.number, message.version, text, now)
+        if message.job:
+            failed = self.repair.copy_failed(server.number, message, now)
+        else:
+            failed = self.placement.copy_failed(server.number, message.version, message.source, text, now)
+        if not failed:
+            # Late, most often: it was ordered from another source since, or decided.
+            failed = self.plausibility.refuse(server, NO_ORDER, message.text)
         return [Answer(event.token, Pong("balancer", 0, self._head.epoch)), *failed]
 
     def _hello(self, token: int, hello: Hello, now: float) -> Effects:
         knows = self._knows_start(hello.start_epoch, hello.start_nonce)
-        refusal = self.members.examine(hello, knows, self.placement.decision)
+        refusal = self.members.examine(hello, knows, self.decisions.durable)
         if refusal is not None:
             self.counters[f"hello refused: {refusal.code}"] += 1
             return [Answer(token, Error(refusal.code, str(refusal), 1.0)), Log("error", str(refusal))]
         effects: Effects = []
         unknown = self.members.know(hello)
         if unknown is not None:
-            effects += self.placement.know(unknown)
+            decision = Decision(0, bytes(16), 0, [], [], 0.0, unknown)
+            effects += self.decisions.hand(decision, lambda number, now: [])[1]
             self._add(self.members.by_id[hello.server])
         server, fresh = self.members.welcome(hello, now)
         welcome = Welcome(
-            self._head.cluster, self._head.epoch, self._head.nonce, self.placement.decision, server.number,
+            self._head.cluster, self._head.epoch, self._head.nonce, self.decisions.durable, server.number,
             self._config.beat_s, self._config.period_s,
         )  # fmt: skip
         effects.append(Answer(token, welcome))
         if fresh:
             effects.append(Log("info", f"{server.name} joined at {server.pages_endpoint}"))
             effects.append(Connect(server.number, server.pages_endpoint, server.jobs_endpoint))
-            self.loads.restarted(server.number)
+            self.loads.restarted(server.number, now)
             self.orders.worker(server.number, server.incarnation)
-            self._probe_at[server.number] = now
+            self.surplus.restarted(server.number)
+            self.health.watch(server.number, now)
         if fresh or not self.sync.is_live(server.number):
             effects += self.sync.begin(server)
         return effects + self._changed([server], now)
@@ -280,7 +251,12 @@ class Balancer:
         server, changed = self.members.beat(event.peer, event.incarnation, event.sequence, now)
         effects: Effects = []
         if server is not None:
-            self.loads.beat(server.number, event.beat)
+            refused = self.plausibility.beat(server, event.beat)
+            if refused is not None:
+                return refused + self._changed(changed, now)
+            self.loads.beat(server.number, event.beat, now)
+            if self.health.beat(server, event.beat, now) and server not in changed:
+                changed.append(server)
             effects += self.sync.beat(server, event.beat.number, event.beat.sums_digest, now)
             if server.synced != self.sync.is_live(server.number) and server not in changed:
                 changed.append(server)
@@ -290,34 +266,66 @@ class Balancer:
         kind, number, asked = event.tag
         message = event.message
         server = self.members.by_number[number]
-        if kind == "probe":
-            if isinstance(message, Pong):
-                self.loads.probed(number, now - asked)
+        if kind == "probe" and isinstance(message, Pong):
+            self.loads.probed(number, now - asked)
+            return self._changed([server] if self.health.answered(server, now) else [], now)
+        if kind == "hot" and isinstance(message, NodeStatsAre):
+            self.repair.shortage.heard_hot([*message.hot, *message.hot_last], now)
+            return []
+        if kind == "surplus":
+            self.surplus.verified(number, asked, message, now)
             return []
         if kind == "sums" and isinstance(message, SumsAre):
             effects = self.sync.sums(number, asked, message)
         elif kind == "manifest" and isinstance(message, ManifestPage):
             effects = self.sync.page(number, asked, message, now)
-            effects += self.placement.stored(number, message.records, now)
+            misplaced, self.sync.misplaced = self.sync.misplaced, ""
+            if misplaced:
+                effects += self.plausibility.refuse(server, OUT_OF_PLACE, misplaced)
+            effects += self._holds(number, message.records, now)
         else:
-            self.sync.unanswered(number, asked, now)
-            return []
+            return self._no_answer(kind, number, asked, now)
         if self.sync.is_live(number):
-            self.garbage.reported(number)
+            self._drops(number)
             effects += self._changed([server], now)
         return effects
 
     def _unanswered(self, event: Unanswered, now: float) -> Effects:
         kind, number, asked = event.tag
+        return self._no_answer(kind, number, asked, now)
+
+    def _no_answer(self, kind: str, number: int, asked: Any, now: float) -> Effects:
+        """None came, or one that is none."""
         if kind == "probe":
             self.counters["probes unanswered"] += 1
-            self.loads.probed(number, _PROBE_TIMEOUT_S)
-        else:
+            self.loads.probed(number, PROBE_TIMEOUT_S)
+            server = self.members.by_number[number]
+            return self._changed([server] if self.health.unanswered(server, asked, now) else [], now)
+        if kind == "surplus":
+            self.surplus.verified(number, asked, None, now)
+        elif kind in ("sums", "manifest"):
             self.sync.unanswered(number, asked, now)
         return []
 
+    def _holds(self, number: int, records: list[Record], now: float) -> Effects:
+        """Records that a server was reported to hold."""
+        doubted = self.plausibility.records(self.members.by_number[number], records)
+        self.repair.stored(number, records, now)
+        return doubted + self.placement.stored(number, records, now)
+
+    def _forgotten(self, number: int) -> None:
+        """Nothing of a forgotten server is left in the picture, and no order for it matters."""
+        self.surplus.restarted(number)
+        self.garbage.reported(number)
+
+    def _drops(self, number: int) -> None:
+        """A server was reported to hold records no longer."""
+        self.garbage.reported(number)
+        self.surplus.reported(number)
+
     def _persisted(self, event: Persisted, now: float) -> Effects:
-        return self.placement.persisted(event.number, now)
+        effects = self.decisions.persisted(event.number, now)
+        return effects + self.placement.decided(event.number)
 
     def _link_up(self, event: LinkUp, now: float) -> Effects:
         self.members.link_up(event.server)
@@ -331,48 +339,46 @@ class Balancer:
 
     def _tick(self, event: Tick, now: float) -> Effects:
         self._next_tick = now + TICK_S
+        self.loads.settle(now)
         effects = self._changed(self.members.poll(now), now)
         effects += self.placement.tick(now)
-        for server in self.members.by_number.values():
+        for server in self.members.by_id.values():
             effects += self.sync.retry(server, now)
             if server.live:
-                self.garbage.sweep(server.number, self.placement.decision, now)
-        return effects + self._probes(now)
-
-    def _probes(self, now: float) -> Effects:
-        due = [number for number, at in self._probe_at.items() if at <= now]
-        period = self._config.period_s
-        for number in due:
-            # At the next of the period's fractions, or after probe_s if that is sooner.
-            age = now % period
-            waits = [part * period - age for part in self._config.probe_fractions if part * period > age]
-            self._probe_at[number] = now + min([self._config.probe_s, *waits])
-        return [Ask(number, Ping(), ("probe", number, now), _PROBE_TIMEOUT_S) for number in due]
+                self.garbage.sweep(server.number, self.decisions.durable, now)
+        effects += self.repair.tick(now)
+        if not self.repair.idle:
+            self.surplus.disturbed(now)
+        effects += self.surplus.tick(now)
+        self.maintenance.tick(now)
+        return effects + self.health.probes(now)
 
     def _changed(self, changed: list[Server], now: float) -> Effects:
         """Servers' states changed, or may have: bring everything that depends on them in line."""
         if not changed:
             return []
         effects: Effects = []
-        self._live_of.clear()
+        self.lookup.states_changed()
         for server in changed:
-            before = server.synced
             if server.heard == DEAD:
                 self.sync.stop(server.number)
-                self._probe_at.pop(server.number, None)
+                self.health.unwatch(server.number)
                 self.orders.worker(server.number, None)
                 effects.append(Disconnect(server.number))
-                effects.append(Log("warning", f"{server.name} is dead"))
-            elif server.incarnation and server.number not in self._probe_at:
+            elif server.incarnation and server.number not in self.health:
                 # Back from the dead without a new hello: its links were closed, its picture is old.
                 effects.append(Connect(server.number, server.pages_endpoint, server.jobs_endpoint))
                 effects += self.sync.begin(server)
                 self.orders.worker(server.number, server.incarnation)
-                self._probe_at[server.number] = now
+                self.health.watch(server.number, now)
             server.synced = self.sync.is_live(server.number)
-            if server.synced != before or server.heard == SUSPECT:
-                effects.append(Log("info", f"{server.name} is {server.state}"))
-            self.loads.open(server.number, server.live)
+            if self._told.get(server.number) != server.state:
+                self._told[server.number] = server.state
+                self.surplus.disturbed(now)
+                why = f": {server.ailing}" if server.ailing and server.state == SUSPECT else ""
+                level = "warning" if server.state in (DEAD, CONTESTED) else "info"
+                effects.append(Log(level, f"{server.name} is {server.state}{why}"))
+            self.loads.open(server.number, server.live, now)
         return effects + self.placement.servers_changed(now)
 
     def _add(self, server: Server) -> None:
@@ -382,8 +388,7 @@ class Balancer:
         self.sync.add_server(server.number)
 
     def check(self) -> None:
-        self.placement.check()
-        self.orders.check()
-        self.sync.check()
+        for part in (self.decisions, self.placement, self.orders, self.sync, self.repair, self.surplus):
+            part.check()
         for server in self.members.by_number.values():
             assert (self.loads.download[server.number] < inf) == server.live

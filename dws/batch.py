@@ -4,6 +4,7 @@ What lives here: the record of a batch and the table of its transitions. What
 must not: who stores it (replication.py), when it is decided (placement.py).
 """
 
+import itertools
 from typing import Final
 
 from msgspec import Struct
@@ -16,6 +17,10 @@ DOOMED: Final = "doomed"
 VISIBLE: Final = "visible"
 CONFLICT: Final = "conflict"
 NEVER: Final = "never"
+
+#: What a batch, and each name of it, takes beside the name's own characters: counted high.
+_BATCH_BYTES: Final = 2_000
+_NAME_BYTES: Final = 1_000
 
 #: (state, event) → state. An abort or a deadline in DECIDING or DOOMED waits for the write's result.
 TRANSITIONS: Final[dict[tuple[str, str], str]] = {
@@ -38,6 +43,7 @@ class Batch(Struct):
     removes: list[str]
     copies: int
     deadline: float
+    copies_asked: int = 0  # 0: as many as the cluster is set to
     targets: list[int] = []  # primary first
     state: str = OPEN
     records: dict[str, Record] = {}
@@ -53,6 +59,12 @@ class Batch(Struct):
     def size_bytes(self) -> int:
         """As far as sizes were told."""
         return sum(max(0, page.size) for page in self.pages.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what it takes in memory; does not change while it is open."""
+        names = itertools.chain(self.pages, self.conditions, self.removes)
+        return _BATCH_BYTES + sum(_NAME_BYTES + len(name) for name in names)
 
     def step(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]

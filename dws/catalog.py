@@ -6,12 +6,13 @@ durable catalog names (`pages`), and what each server was reported to hold
 must not: who is alive, who is chosen, when garbage goes.
 
 Sums over each server's manifest are kept as records come and go, so that the
-picture can be compared with the server's own sums at any moment.
+picture can be compared with the server's own sums at any moment. Pages are
+grouped by holders, so that what a server's loss concerns is found without a walk.
 """
 
 import bisect
-from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from msgspec import Struct
 
@@ -25,6 +26,7 @@ _MASK_64 = (1 << 64) - 1
 class Entry(Struct, gc=False):
     """A visible page. Small on purpose: there may be millions.
 
+    copies: how many it is to have; 0: as many as the cluster is set to.
     holders: numbers of the servers that hold this version, ascending; one shared
         tuple object for each distinct set.
     """
@@ -37,19 +39,32 @@ class Entry(Struct, gc=False):
     content_type: str
     modified: float
     format: int
+    copies: int
     holders: tuple[int, ...]
 
     def record(self, name: str) -> Record:
         return Record(
             name, self.version, self.batch, self.size, self.digest, self.list_digest,
-            self.content_type, self.modified, self.format,
+            self.content_type, self.modified, self.format, self.copies,
         )  # fmt: skip
+
+
+#: (copies wanted, as in Entry; holders)
+GroupKey = tuple[int, tuple[int, ...]]
+
+
+class Group(Struct):
+    """Pages that want the same number of copies and lie on the same servers."""
+
+    names: dict[str, None] = {}  # a set that keeps an order
+    size_bytes: int = 0
 
 
 class Picture:
     """What one server is believed to hold, beyond what entries say of it.
 
-    strays: (name, version) → when it was found to be no visible version; in that order.
+    strays: (name, version) → when it was found to be no copy of a visible version; in that order. One of
+        a visible version is a copy that was disowned, or has other bytes.
     """
 
     __slots__ = ("count", "strays", "sums")
@@ -59,8 +74,7 @@ class Picture:
         self.count = 0
         self.strays: dict[tuple[str, int], float] = {}
 
-    def account(self, name: str, version: int, sign: int) -> None:
-        key = page_key(name)
+    def account(self, key: bytes, version: int, sign: int) -> None:
         bucket = bucket_of(key)
         self.sums[bucket] = (self.sums[bucket] + sign * record_hash(key, version)) & _MASK_64
         self.count += sign
@@ -71,8 +85,8 @@ class Catalog:
         self.pages: dict[str, Entry] = {}
         self.pictures: dict[int, Picture] = {}
         self.bytes_visible = 0
-        self.by_holders: Counter[tuple[int, ...]] = Counter()
-        """How many entries have each set of holders: copies are counted from it."""
+        self.groups: dict[GroupKey, Group] = {}
+        """All pages; copies are counted from it."""
         self._tuples: dict[tuple[int, ...], tuple[int, ...]] = {(): ()}
         self._types: dict[str, str] = {}
         self._sorted: list[str] | None = []
@@ -106,9 +120,9 @@ class Catalog:
         content_type = self._types.setdefault(record.content_type, record.content_type)
         self.pages[record.name] = Entry(
             record.version, record.size, record.digest, record.list_digest, record.batch,
-            content_type, record.modified, record.format, self._shared(holders),
+            content_type, record.modified, record.format, record.copies, self._shared(holders),
         )  # fmt: skip
-        self.by_holders[holders] += 1
+        self._group(record.name, self.pages[record.name])
         self.bytes_visible += record.size
 
     def _retire(self, name: str, now: float) -> None:
@@ -118,13 +132,13 @@ class Catalog:
             return
         for server in entry.holders:
             self.pictures[server].strays[(name, entry.version)] = now
-        self._count_holders(entry.holders, -1)
+        self._ungroup(name, entry)
         self.bytes_visible -= entry.size
 
     # -- who holds what --------------------------------------------------------------
 
-    def hold(self, server: int, record: Record, now: float) -> bool:
-        """The server was reported to hold this record. False if that was known.
+    def hold(self, server: int, record: Record, now: float, key: bytes = b"") -> bool:
+        """The server was reported to hold this record. False if that was known. key: of its page.
 
         A record of the visible version with other bytes is none of its copies, but a stray.
         """
@@ -132,14 +146,14 @@ class Catalog:
         picture = self.pictures[server]
         entry = self.pages.get(name)
         if entry is not None and entry.version == version and entry.digest == record.digest:
-            if server in entry.holders:
+            if server in entry.holders or (name, version) in picture.strays:
                 return False
-            self._set_holders(entry, tuple(sorted((*entry.holders, server))))
+            self._set_holders(name, entry, tuple(sorted((*entry.holders, server))))
         else:
             if (name, version) in picture.strays:
                 return False
             picture.strays[(name, version)] = now
-        picture.account(name, version, +1)
+        picture.account(key or page_key(name), version, +1)
         return True
 
     def release(self, server: int, name: str, version: int) -> bool:
@@ -147,10 +161,10 @@ class Catalog:
         picture = self.pictures[server]
         entry = self.pages.get(name)
         if entry is not None and entry.version == version and server in entry.holders:
-            self._set_holders(entry, tuple(holder for holder in entry.holders if holder != server))
+            self._set_holders(name, entry, tuple(holder for holder in entry.holders if holder != server))
         elif picture.strays.pop((name, version), None) is None:
             return False
-        picture.account(name, version, -1)
+        picture.account(page_key(name), version, -1)
         return True
 
     def holds(self, server: int, name: str, version: int) -> bool:
@@ -159,8 +173,37 @@ class Catalog:
             return True
         return (name, version) in self.pictures[server].strays
 
+    def disown(self, server: int, name: str, version: int, now: float) -> None:
+        """A copy of the visible version counts no more, though it is there: it is about to be dropped."""
+        entry = self.pages[name]
+        assert entry.version == version and server in entry.holders
+        self.pictures[server].strays[(name, version)] = now
+        self._set_holders(name, entry, tuple(holder for holder in entry.holders if holder != server))
+
+    def own(self, server: int, name: str, version: int) -> bool:
+        """A copy that was disowned, and was not dropped, counts again. False if it is no such copy now."""
+        entry = self.pages.get(name)
+        if entry is None or entry.version != version:
+            return False
+        if self.pictures[server].strays.pop((name, version), None) is None:
+            return False
+        self._set_holders(name, entry, tuple(sorted((*entry.holders, server))))
+        return True
+
     def add_server(self, server: int) -> None:
         self.pictures.setdefault(server, Picture())
+
+    def forget(self, server: int, limit: int) -> bool:
+        """Take a server that will not come back out of the picture, `limit` pages at a time. True: done."""
+        self.pictures[server] = Picture()
+        for key in [key for key in self.groups if server in key[1]]:
+            for name in list(islice(self.groups[key].names, limit)):
+                entry = self.pages[name]
+                self._set_holders(name, entry, tuple(number for number in key[1] if number != server))
+                limit -= 1
+            if limit <= 0:
+                return False
+        return True
 
     def held_in(self, server: int, buckets: set[int]) -> dict[int, set[tuple[str, int]]]:
         """Bucket → records that the picture shows there. Walks the whole catalog: for a server
@@ -179,15 +222,26 @@ class Catalog:
                 yield name, entry.version
         yield from list(self.pictures[server].strays)
 
-    def _set_holders(self, entry: Entry, holders: tuple[int, ...]) -> None:
-        self._count_holders(entry.holders, -1)
+    def _set_holders(self, name: str, entry: Entry, holders: tuple[int, ...]) -> None:
+        self._ungroup(name, entry)
         entry.holders = self._shared(holders)
-        self.by_holders[holders] += 1
+        self._group(name, entry)
 
-    def _count_holders(self, holders: tuple[int, ...], change: int) -> None:
-        self.by_holders[holders] += change
-        if not self.by_holders[holders]:
-            del self.by_holders[holders]
+    def _group(self, name: str, entry: Entry) -> None:
+        key = (entry.copies, entry.holders)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group()
+        group.names[name] = None
+        group.size_bytes += entry.size
+
+    def _ungroup(self, name: str, entry: Entry) -> None:
+        key = (entry.copies, entry.holders)
+        group = self.groups[key]
+        del group.names[name]
+        group.size_bytes -= entry.size
+        if not group.names:
+            del self.groups[key]
 
     def _shared(self, holders: tuple[int, ...]) -> tuple[int, ...]:
         return self._tuples.setdefault(holders, holders)
@@ -214,11 +268,16 @@ class Catalog:
             assert list(entry.holders) == sorted(set(entry.holders))
             for server in entry.holders:
                 assert (name, entry.version) not in self.pictures[server].strays
-                pictures[server].account(name, entry.version, +1)
+                pictures[server].account(page_key(name), entry.version, +1)
         for server, picture in self.pictures.items():
             for name, version in picture.strays:
-                pictures[server].account(name, version, +1)
+                pictures[server].account(page_key(name), version, +1)
             assert pictures[server].sums == picture.sums
             assert pictures[server].count == picture.count
-        assert Counter(entry.holders for entry in self.pages.values()) == self.by_holders
+        grouped: dict[GroupKey, dict[str, None]] = {}
+        for name, entry in self.pages.items():
+            grouped.setdefault((entry.copies, entry.holders), {})[name] = None
+        assert {key: group.names for key, group in self.groups.items()} == grouped
+        for group in self.groups.values():
+            assert group.size_bytes == sum(self.pages[name].size for name in group.names)
         assert sum(entry.size for entry in self.pages.values()) == self.bytes_visible

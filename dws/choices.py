@@ -6,13 +6,14 @@ the data plane pays one comparison for all others.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any, Final
 
 from msgspec import Struct
 
 from dws.limits import CHOICES_MAX
+from dws.load import Loads
 from dws.messages import RecentChoice
 
 SAMPLE_S: Final = 0.25
@@ -48,8 +49,7 @@ class Choices:
         found: Any,
         holders: Iterable[int],
         avoid: set[int] | None,
-        loads: Sequence[float],
-        per_page_s: Sequence[float],
+        loads: Loads,
         now: float,
     ) -> None:
         """One name of a lookup, just answered with `found` (an element of Located.pages), best first."""
@@ -59,8 +59,8 @@ class Choices:
         live = found[4]
         best = live[0]
         # What it weighed when it was chosen: without the page that it was then given.
-        candidates = [(best, loads[best] - per_page_s[best])]
-        candidates += [(number, loads[number]) for number in live[1:_CANDIDATES_MAX]]
+        candidates = [(best, loads.download_load_s(best, now) - loads.per_page_s[best])]
+        candidates += [(number, loads.download_load_s(number, now)) for number in live[1:_CANDIDATES_MAX]]
         reason = self._reason(len(live), len(set(holders)), avoid is not None and best not in avoid)
         self._ring.append(_Sample(now, name, found[0], candidates, reason))
 

@@ -115,6 +115,9 @@ class Operation:
             return Unreachable("the balancer did not answer")
         return TimedOut("the deadline passed")
 
+    def check(self) -> None:
+        """Invariants, for tests and simulators; AssertionError if one does not hold."""
+
     def finish(self, result: Any) -> None:
         self.result = result
         self.finished = True

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from dws.errors import ConfigError
-from dws.limits import BATCH_MAX_BYTES, CHUNK_BYTES, FETCH_MAX_BYTES, GIB, MIB
+from dws.limits import BATCH_MAX_BYTES, CHUNK_BYTES, FETCH_MAX_BYTES, GIB, KIB, MIB
 from dws.policy import POLICIES
 
 
@@ -81,6 +81,57 @@ class Config(Struct, frozen=True, kw_only=True):
     open_batches_max: int = 10_000
     """Batches reserved and not decided at once; past it Reserve is told to try again."""
 
+    open_batches_bytes: int = 256 * MIB
+    """What their names and records may take of the balancer's memory, about; past it
+    Reserve is told to try again, too. At least a batch with the longest names, 2 MiB."""
+
+    # -- repair -------------------------------------------------------------------------------------
+
+    repair_bytes_s: int = 256 * MIB
+    """How fast pages are copied again after a loss, in all. More has two copies of
+    everything sooner; less leaves readers more of the disks and the network."""
+
+    repair_job_bytes: int = 2 * MIB
+    """Pages that are copied again by one order, unless one page is larger. More gives
+    each fsync more to do; less holds a source's loop for a shorter time."""
+
+    repair_jobs: int = 1
+    """Such orders on the way to one server at once, and from one server. More hides the
+    way between distant servers; fewer leave readers more."""
+
+    sick_s: float = 3.0
+    """How long a server's disk may owe an answer to what waits for it until the server
+    is suspect, though it beats. Longer than its slowest good fsync."""
+
+    # -- integrity ------------------------------------------------------------------------------------
+
+    scrub_bytes_s: int = 16 * MIB
+    """How fast a server reads its pages again to compare them with their digests; an
+    eighth of it while readers wait, 0 for never. A whole round takes bytes stored /
+    scrub_bytes_s: less finds damage later, more takes from readers' disk and CPU."""
+
+    scrub_every_s: float = 86_400.0
+    """From the beginning of one such round to that of the next, at the least. Damage
+    of both copies of a page within one round is a loss."""
+
+    verify_bytes_s: int = 64 * MIB
+    """How fast pages are read again that somebody asks about or doubts. More drops
+    surplus copies and replaces damaged ones sooner."""
+
+    disk_check_s: float = 5.0
+    """How often a server writes and reads a little, whatever else it does, to know that
+    its disk works. A disk that hangs while nobody uses it shows after disk_check_s +
+    sick_s; each check costs an fsync."""
+
+    set_aside_bytes: int = 4 * GIB
+    """What damaged pages that were set aside may take of the disk; the oldest go first,
+    the last one stays."""
+
+    walk_s: float = 5.0
+    """How long a store may be looked through before it is served after an unclean stop.
+    About 200,000 records are read a second; what time does not suffice for is left to the
+    scrubber. Longer finds more before the first reader does, and starts later."""
+
     # -- a server's resources -------------------------------------------------------------------
 
     quota_bytes: int = 1024 * GIB
@@ -137,6 +188,22 @@ class Config(Struct, frozen=True, kw_only=True):
             (min(self.open_batches_max, self.copies_at_once) >= 1, "open_batches_max, copies_at_once >= 1"),
             (self.job_window >= 1 and self.job_reissue_s > 0, "job_window >= 1 and job_reissue_s > 0"),
             (0 <= self.free_reserve < 1, "0 <= free_reserve < 1"),
+            (self.open_batches_bytes >= 2 * MIB, "open_batches_bytes >= 2 MiB"),
+            (self.repair_bytes_s >= MIB, "repair_bytes_s >= 1 MiB"),
+            (
+                MIB <= self.repair_job_bytes <= BATCH_MAX_BYTES,
+                f"repair_job_bytes from 1 MiB to one batch, {BATCH_MAX_BYTES}",
+            ),
+            (1 <= self.repair_jobs <= self.job_window, "1 <= repair_jobs <= job_window"),
+            (self.sick_s >= 2 * self.beat_s, "sick_s >= 2 * beat_s"),
+            (
+                self.scrub_bytes_s == 0 or self.scrub_bytes_s >= 64 * KIB,
+                "scrub_bytes_s 0, or >= 64 KiB",
+            ),
+            (self.verify_bytes_s >= 16 * MIB, "verify_bytes_s >= 16 MiB"),
+            (self.scrub_every_s >= 0, "scrub_every_s >= 0"),
+            (self.disk_check_s >= self.beat_s, "disk_check_s >= beat_s"),
+            (self.set_aside_bytes >= 0 and self.walk_s > 0, "set_aside_bytes >= 0, walk_s > 0"),
             (
                 self.staged_memory_peer_bytes >= BATCH_MAX_BYTES,
                 f"staged_memory_peer_bytes >= one batch, {BATCH_MAX_BYTES}",

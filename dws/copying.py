@@ -1,4 +1,4 @@
-"""Copy jobs at work: a batch fetched from the server that has it.
+"""Copy jobs at work: records fetched from a server that has them, a batch or what repair asks for.
 
 What lives here: which pages to ask for next, under a credit of bytes, and the
 check of every byte that comes. What must not: the order itself and its gate
@@ -18,11 +18,13 @@ from msgspec import Struct
 
 from dws.effects import AskPeer, Effects, Write
 from dws.errors import IntegrityError
-from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES, INLINE_MAX_BYTES
-from dws.messages import Digests, Fetch, Fetched, Read, Record, ServerRef
+from dws.limits import CHUNK_BYTES, INLINE_MAX_BYTES, KIB
+from dws.messages import Copy, Digests, Fetch, Fetched, Read, Record
 from dws.store import Blob, WriteStaged
 from patterns.transfer import Transfer
 
+#: Pages asked for at once, unless one is larger: readers wait behind each such answer at the source.
+_GROUP_BYTES: Final = 512 * KIB
 _ANSWER_S: Final = 10.0
 _TRIES_MAX: Final = 3
 
@@ -43,23 +45,14 @@ class _Large(Struct):
 
 
 class Copying:
-    """One Copy job. key: stands for it in tags, since the same batch may be copied anew from another source;
-    new_handle: a name for a staged file; credit_bytes: the most on the way at once."""
+    """One Copy job. key: stands for it in tags, since the same records may be copied anew from another
+    source; new_handle: a name for a staged file; credit_bytes: the most on the way at once."""
 
-    def __init__(
-        self,
-        key: int,
-        source: ServerRef,
-        records: list[Record],
-        decision: int,
-        new_handle: Callable[[], int],
-        credit_bytes: int,
-    ) -> None:
+    def __init__(self, key: int, job: Copy, new_handle: Callable[[], int], credit_bytes: int) -> None:
+        records = job.records
         self.key = key
-        self.decision = decision
-        self.version = records[0].version
-        self.batch = records[0].batch
-        self.source = source
+        self.job = job
+        self.source = job.source
         self._new_handle = new_handle
         self.blobs: dict[str, Blob] = {}
         self.handles: list[int] = []
@@ -86,15 +79,18 @@ class Copying:
         """Requests to send now."""
         effects: Effects = []
         fetching = sum(sum(r.size for r in group) for group in self._fetching.values())
-        while self._groups and (not fetching or fetching + FETCH_MAX_BYTES <= self._credit_bytes):
+        while self._groups:
+            group_bytes = sum(record.size for record in self._groups[0])
+            if fetching and fetching + group_bytes > self._credit_bytes:
+                break
             group = self._groups.popleft()
-            fetching += sum(record.size for record in group)
+            fetching += group_bytes
             effects.append(self._fetch(group))
         if self._current is None and self._large and not self._fetching and not self._groups:
             record = self._large.popleft()
             transfer = Transfer(record.size, CHUNK_BYTES, self._credit_bytes)
             self._current = _Large(record, self._staged(), transfer)
-            effects.append(self._peer(Digests(record.name, record.version), "digests"))
+            effects.append(self._ask_digests(record))
         elif self._current is not None and self._current.digests:
             effects += self._read_on(self._current)
         return effects
@@ -170,10 +166,17 @@ class Copying:
         if self._current is None:
             return []
         if what == "digests":
-            return [self._peer(Digests(self._current.record.name, self.version), "digests")]
+            return [self._ask_digests(self._current.record)]
         assert isinstance(detail, int)
         self._current.transfer.fail(detail)
         return self._read_on(self._current)
+
+    def check(self) -> None:
+        """What is on the way is under its credit."""
+        fetching = sum(record.size for group in self._fetching.values() for record in group)
+        assert fetching <= self._credit_bytes or len(self._fetching) == 1
+        if self._current is not None:
+            self._current.transfer.check()
 
     def _staged(self) -> int:
         self.handles.append(self._new_handle())
@@ -184,11 +187,14 @@ class Copying:
         self._fetching[self._serial] = group
         return self._peer(Fetch([(record.name, record.version) for record in group]), "fetch", self._serial)
 
+    def _ask_digests(self, record: Record) -> AskPeer:
+        return self._peer(Digests(record.name, record.version), "digests")
+
     def _read_on(self, current: _Large) -> Effects:
         # The writer thread may be slower than the source: its backlog is under the same credit.
         room = self._credit_bytes // CHUNK_BYTES - self._writes - current.transfer.outstanding
         return [
-            self._peer(Read(current.record.name, self.version, offset, length), "read", offset)
+            self._peer(Read(current.record.name, current.record.version, offset, length), "read", offset)
             for offset, length in current.transfer.ask(max(0, room))
         ]
 
@@ -202,14 +208,13 @@ class Copying:
 
 
 def _grouped(records: list[Record]) -> list[list[Record]]:
-    """Records in groups that one Fetch reply can hold."""
+    """Records in groups for one Fetch each."""
     groups: list[list[Record]] = []
-    size_bytes = FETCH_MAX_BYTES + 1
+    size_bytes = _GROUP_BYTES + 1
     for record in records:
-        if size_bytes + record.size > FETCH_MAX_BYTES:
+        if size_bytes + record.size > _GROUP_BYTES:
             groups.append([])
             size_bytes = 0
         groups[-1].append(record)
         size_bytes += record.size
     return groups
-

@@ -46,12 +46,12 @@ class CopyJobs:
     def add(self, job: Copy) -> Effects:
         """Take a job; one too many is issued again later. One that runs or waits already is one job, but
         from another source it begins anew: the balancer has given up the first."""
-        version = job.records[0].version
+        same = _identity(job)
         for waiting in self._waiting:
-            if waiting.records[0].version == version:
+            if _identity(waiting) == same:
                 waiting.source = job.source
                 return []
-        running = next((each for each in self._running.values() if each.version == version), None)
+        running = next((each for each in self._running.values() if _identity(each.job) == same), None)
         if running is not None and running.source == job.source:
             return []
         if len(self._waiting) >= _WAITING_MAX:
@@ -65,10 +65,7 @@ class CopyJobs:
         config = self._config
         while self._waiting and len(self._running) < config.copies_at_once:
             job = self._waiting[0]
-            copying = Copying(
-                next(self._keys), job.source, job.records, job.decision, self._new_handle,
-                config.copy_credit_bytes,
-            )  # fmt: skip
+            copying = Copying(next(self._keys), job, self._new_handle, config.copy_credit_bytes)
             memory_bytes = sum(each.memory_bytes for each in self._running.values()) + copying.memory_bytes
             if self._running and memory_bytes > config.staged_memory_bytes:
                 break
@@ -93,7 +90,7 @@ class CopyJobs:
             else:
                 raise CopyFault(message.text if isinstance(message, Error) else "unexpected answer")
         except CopyFault as fault:
-            return self._fail(copying, str(fault))
+            return self._fail(copying, fault.code, str(fault))
         return effects + self._go_on(copying)
 
     def unanswered(self, tag: tuple[Any, ...]) -> Effects:
@@ -104,7 +101,7 @@ class CopyJobs:
         try:
             return copying.unanswered(what, detail)
         except CopyFault as fault:
-            return self._fail(copying, str(fault))
+            return self._fail(copying, fault.code, str(fault))
 
     def written(self, key: int, result: OpResult) -> Effects:
         """A chunk was written to a staged file."""
@@ -112,7 +109,7 @@ class CopyJobs:
         if copying is None:
             return []
         copying.written()
-        return self._fail(copying, result.text) if result.code else self._go_on(copying)
+        return self._fail(copying, result.code, result.text) if result.code else self._go_on(copying)
 
     def stored(self, key: int, result: OpResult) -> Effects:
         """The batch was stored, or refused."""
@@ -120,19 +117,23 @@ class CopyJobs:
         if copying is None:
             return []
         if result.code:
-            return self._fail(copying, result.text)
+            return self._fail(copying, result.code, result.text)
         del self._running[key]
         return self._start()
 
     def _go_on(self, copying: Copying) -> Effects:
         if not copying.done:
             return copying.ask()
-        op = StoreBatch(copying.all_blobs, self._incarnation, self._epoch, copying.decision)
+        op = StoreBatch(copying.all_blobs, self._incarnation, self._epoch, copying.job.decision)
         return [Write("copy", op, ("copied", copying.key), copying.memory_bytes)]
 
-    def _fail(self, copying: Copying, text: str) -> Effects:
+    def _fail(self, copying: Copying, code: str, text: str) -> Effects:
         self.failed += 1
-        report = CopyFailed(self._incarnation, copying.batch, copying.version, text)
+        job = copying.job
+        first = job.records[0]
+        report = CopyFailed(
+            self._incarnation, first.batch, first.version, text, job.source.number, job.job, code
+        )
         effects: Effects = [Report(report, ("copy-failed",), REPORT_TIMEOUT_S), Log("warning", text)]
         return effects + self._drop(copying) + self._start()
 
@@ -144,6 +145,13 @@ class CopyJobs:
     def check(self) -> None:
         assert len(self._running) <= self._config.copies_at_once
         assert len(self._waiting) <= _WAITING_MAX
+        for copying in self._running.values():
+            copying.check()
+
+
+def _identity(job: Copy) -> tuple[int, int]:
+    """What makes two orders one job: a batch's version, or the number that repair gave it."""
+    return (job.job, 0) if job.job else (0, job.records[0].version)
 
 
 def _discard(handles: list[int]) -> Effects:

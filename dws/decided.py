@@ -230,7 +230,8 @@ class Decided(Operation):
     def _take_last_word(self, error: DwsError, message: Any, now: float) -> list[Send]:
         if isinstance(message, Outcome) and message.state in ("conflict", "never"):
             # That it will never be is worth more to know than that time ran out.
-            self.fail(NeverStored(message.text) if isinstance(error, TimedOut) else error)
+            text = f"{message.text}; last refused since {self._why}" if self._why else message.text
+            self.fail(NeverStored(text) if isinstance(error, TimedOut) else error)
         elif isinstance(message, Outcome) and message.state == "visible":
             self.settled(message)
         else:

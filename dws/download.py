@@ -15,7 +15,19 @@ from msgspec import Struct
 from dws.client import HOLDER_TIMEOUT_S, Directory, Operation, Send
 from dws.errors import BadRequest, DwsError, IntegrityError, NotFound, TimedOut, Unavailable, from_code
 from dws.limits import CHUNK_BYTES, MIB
-from dws.messages import NO_ROOM, DigestList, Digests, Error, Fetch, Fetched, Locate, Located, Read, ReadData
+from dws.messages import (
+    NO_ROOM,
+    DigestList,
+    Digests,
+    Doubt,
+    Error,
+    Fetch,
+    Fetched,
+    Locate,
+    Located,
+    Read,
+    ReadData,
+)
 from patterns.transfer import Transfer
 
 _FETCH_BYTES: Final = MIB
@@ -178,6 +190,7 @@ class ReadPages(LocatePages):
             return self._elsewhere(server, group, now, "an unexpected answer")
         begin = 0
         bad: list[Page] = []
+        wrong: list[Page] = []
         for page, size in zip(group, message.sizes, strict=True):
             if size == NO_ROOM:
                 self._enqueue(server, [page])
@@ -191,10 +204,11 @@ class ReadPages(LocatePages):
                 else:
                     self._why = f"wrong digest: {page.name} from {self.directory.name(server)}"
                     bad.append(page)
+                    wrong.append(page)
             begin += max(0, size)
         if bad:
             why = self._why or f"not held by {self.directory.name(server)}"
-            return self._elsewhere(server, bad, now, why)
+            return _doubt(server, wrong) + self._elsewhere(server, bad, now, why)
         return self._go_on()
 
     def unanswered(self, tag: Any, now: float) -> list[Send]:
@@ -267,6 +281,10 @@ class StreamPage(LocatePages):
             return [Send(page.holders[0], request, ("digests", self._round), HOLDER_TIMEOUT_S)]
         return self._read_on()
 
+    def check(self) -> None:
+        if self._transfer is not None:
+            self._transfer.check()
+
     def _read_on(self) -> list[Send]:
         assert self.page is not None and self._transfer is not None
         if self._transfer.done:
@@ -298,8 +316,10 @@ class StreamPage(LocatePages):
                 self.ready.append(self._held.pop(ready))
             self.sources[holder] = self.sources.get(holder, 0) + 1
             return self._read_on() if round_ == self._round else []
-        why = "wrong digest" if isinstance(message, ReadData) else "not held"
-        return self._elsewhere(holder, offset, round_, now, why)
+        is_wrong = isinstance(message, ReadData)
+        doubt = _doubt(holder, [self.page] if is_wrong and self.page is not None else [])
+        why = "wrong digest" if is_wrong else "not held"
+        return doubt + self._elsewhere(holder, offset, round_, now, why)
 
     def _is_right(self, offset: int, data: Any) -> bool:
         assert self.page is not None
@@ -316,7 +336,9 @@ class StreamPage(LocatePages):
         if isinstance(message, DigestList) and blake3(data).digest() == self.page.list_digest:
             self._digests = bytes(data)
             return self._read_on()
-        return self._leave(self.page.holders[0], now, "wrong digest list")
+        holder = self.page.holders[0]
+        doubt = _doubt(holder, [self.page] if isinstance(message, DigestList) else [])
+        return doubt + self._leave(holder, now, "wrong digest list")
 
     def unanswered(self, tag: Any, now: float) -> list[Send]:
         if tag[0] == "located":
@@ -345,3 +367,11 @@ class StreamPage(LocatePages):
         if not self.page.holders:
             return self.again(now, f"{why}: {self.page.name} from {self.directory.name(holder)}")
         return self.located([self.page], now)
+
+
+def _doubt(server: int, pages: list[Page]) -> list[Send]:
+    """Have a server look at what it delivered wrong. Its answer is of no round, and so passed over."""
+    if not pages:
+        return []
+    doubt = Doubt([(page.name, page.version) for page in pages])
+    return [Send(server, doubt, ("doubted", -1, 0, 0), HOLDER_TIMEOUT_S)]

@@ -8,7 +8,7 @@ out and reports back by an event, never by a return value.
 from msgspec import Struct
 
 from dws.messages import Beat, Record
-from dws.store import Decision, KnownServer, PageStoreOp
+from dws.store import Decision, KnownServer, PageStoreOp, Part
 
 
 class Effect(Struct, gc=False):
@@ -117,6 +117,16 @@ class Write(Effect):
     op: PageStoreOp
     tag: tuple[object, ...]
     cost_bytes: int
+
+
+class Inspect(Effect):
+    """Hand parts of pages to the checker thread, to be read back; `Inspected` comes back with `tag`.
+
+    No parts: a little is read from the disk, whatever lies there. One at a time of each kind."""
+
+    kind: str  # "asked" or "scrub"
+    parts: list[Part]
+    tag: tuple[object, ...]
 
 
 class Publish(Effect):

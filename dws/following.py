@@ -23,6 +23,9 @@ REPORT_TIMEOUT_S: Final = 2.0
 _HELLO_RETRY_S: Final = 0.5
 #: A hello is repeated now and then: it costs nothing and mends what a lost message broke.
 _HELLO_AGAIN_S: Final = 5.0
+#: And sooner after a change: its answer tells the decisions that followed, and whoever was told of them
+#: refuses a copy of the catalog that lacks them.
+_HELLO_CHANGED_S: Final = 1.0
 _REFUSED_AGAIN_S: Final = 1.0
 _REPORT_PAUSE_S: Final = 0.05
 _CHANGES_MAX: Final = 64
@@ -77,6 +80,7 @@ class Following:
             return self._welcomed(message, now)
         if what == "stored" and isinstance(message, Applied):
             self._feed.answered(message.number, now)
+            self.hello_at = min(self.hello_at, now + _HELLO_CHANGED_S)
         elif what == "stored":
             # "say hello first": the balancer is another one than we think
             self._feed.unanswered(now)

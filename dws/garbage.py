@@ -4,9 +4,9 @@ What lives here: the wait of a minute, what is spared, and the drops on the way.
 What must not: what is visible (catalog.py), how a job travels (orders.py).
 
 A stray is spared while its batch is open; while it is younger than garbage_s;
-and, on a catalog made by --rebuild, if it is older than the rebuild and the
-catalog names no higher version of its page: it may be the only trace of a page
-whose holder was absent.
+on a catalog made by --rebuild, if it is older than the rebuild and the catalog
+names no higher version of its page: it may be the only trace of a page whose
+holder was absent; and if it claims an epoch that is still to come.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Garbage:
         self._dropping: dict[int, dict[int, list[Dropped]]] = {}
         self._reached: dict[int, tuple[int, int]] = {}  # server → strays that this round passed, and spared
         self.spared: dict[int, int] = {}
-        """Server → strays from before a rebuild that are kept and reported."""
+        """Server → strays from before a rebuild, or of no epoch that was, that are kept and reported."""
 
     def sweep(self, number: int, decision: int, now: float) -> None:
         """Order drops of what is due on one server, a synced one."""
@@ -58,7 +58,7 @@ class Garbage:
             if since + self._config.garbage_s > now or len(due) == BATCH_MAX_PAGES:
                 break
             looked_at += 1
-            if self._from_before_rebuild(name, version):
+            if epoch_of(version) > self._head.epoch or self._from_before_rebuild(name, version):
                 spared += 1
             elif not self._is_open(version) and not self._is_visible(name, version):
                 due.append(Dropped(name, version))
@@ -71,7 +71,7 @@ class Garbage:
         if due:
             self._serial += 1
             self._dropping.setdefault(number, {})[self._serial] = due
-            self._orders.drop(number, self._serial, due, decision)
+            self._orders.drop(number, ("drop", self._serial), due, decision)
 
     def reported(self, number: int) -> None:
         """The server's picture changed: drops that it shows as done are done."""

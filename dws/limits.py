@@ -39,9 +39,14 @@ FETCH_MAX_BYTES: Final = 4 * MIB
 LIST_MAX_ENTRIES: Final = 1000
 MANIFEST_MAX_RECORDS: Final = 2000
 MANIFEST_BUCKETS: Final = 256
+VERIFY_MAX_RECORDS: Final = 1000
+# All records of one Verify together, or one page of any size: what a server reads for one answer.
+VERIFY_MAX_BYTES: Final = 64 * MIB
 
 # A catalog keeps each server that ever said hello; whoever can reach the port can say it.
 SERVERS_MAX: Final = 1000
+# Numbers of servers are not given again, forgotten or not.
+SERVER_NUMBER_MAX: Final = 65_535
 
 # MAXMSGSIZE of every socket: libzmq drops the connection of a peer that sends a
 # larger frame, before it allocates. The largest legal frame is a Stage or Fetch

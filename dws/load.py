@@ -3,11 +3,12 @@
 What lives here: the figures that beats and probes bring, and the two loads made
 of them. What must not: who is chosen (policy.py), who is alive (membership.py).
 
-  download load = rtt + (waiting + assigned but not yet reported as served)
+  download load = rtt + (waiting + assigned but not yet served)
                         × service time / workers                       [seconds]
   upload load   = stored / mean + visits / mean + rtt / mean           [no unit]
 
-The second term of the first keeps readers from herding to whoever beat last.
+What is assigned keeps readers from herding to whoever beat last. It is taken to be
+served in the time that it takes: what is kept of a server is when its work ends.
 """
 
 from math import inf
@@ -15,6 +16,11 @@ from math import inf
 from dws.config import Config
 from dws.messages import Beat
 
+#: More than any server stores, has free, or has counted: 2⁶⁰.
+_FIGURE_MAX = 1 << 60
+#: Figures of a beat that never fall within one incarnation, and others that are bounded.
+_RISING = ("number", "served", "failed", "bytes_sent", "damaged")
+_BOUNDED = ("waiting", "bytes_stored", "bytes_free", "pages", "visits", "visits_last")
 #: Weight of a new response time in its moving average.
 _RTT_NEW = 0.3
 #: What a server is taken to need for a page before it has said so.
@@ -22,21 +28,18 @@ _SERVICE_S = 50e-6
 _RTT_S = 500e-6
 #: A service time this many times the mean, or its reciprocal, is a slower or faster machine.
 _SERVICE_FAR = 3.0
-#: For placing uploads, servers nearer than this are equally near: what differs below it is the
-#: moment's noise, and would outweigh the bytes stored.
+#: Servers nearer than this are equally near: what differs below it is the moment's noise, and would
+#: outweigh a hundred pages that wait, or the bytes stored.
 _RTT_NEAR_S = 10e-3
 
 
 class ServerLoad:
-    __slots__ = (
-        "assigned_before", "beat", "per_page_s", "reserved_before", "reserved_bytes", "rtt_s", "waiting",
-    )  # fmt: skip
+    __slots__ = ("beat", "per_page_s", "reserved_before", "reserved_bytes", "rtt_s", "waiting")
 
     def __init__(self) -> None:
         self.rtt_s = _RTT_S
         self.per_page_s = _SERVICE_S
         self.waiting = 0
-        self.assigned_before = 0.0  # pages assigned before the last beat, not shown as served by it
         self.reserved_bytes = 0  # placed here since the last beat
         self.reserved_before = 0  # placed here before it, and not in its bytes_stored
         self.beat: Beat | None = None
@@ -45,16 +48,19 @@ class ServerLoad:
 class Loads:
     """Loads of all servers, by number.
 
-    `download` is the list that lookups index: the load in seconds, inf for a
-    server that must not be chosen.
+    `download` is the list that lookups index and policies compare: the moment at
+    which a server's work ends, and beyond that far_s, its rtt beyond 10 ms; inf for a
+    server that must not be chosen. So the least of it is the least download load, but
+    that servers near enough are equally near, and of those that are idle it is the
+    one that has been idle longest.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.download: list[float] = []
+        self.far_s: list[float] = []
         self.per_page_s: list[float] = []
         self.servers: dict[int, ServerLoad] = {}
-        self._open: set[int] = set()
         self._service_s: dict[int, float] = {}
         self._service_sum_s = 0.0
 
@@ -63,27 +69,51 @@ class Loads:
             return
         while len(self.download) <= number:
             self.download.append(inf)
+            self.far_s.append(0.0)
             self.per_page_s.append(_SERVICE_S)
         self.servers[number] = ServerLoad()
 
-    def open(self, number: int, may_be_chosen: bool) -> None:
+    def open(self, number: int, may_be_chosen: bool, now: float) -> None:
         """Whether lookups may choose the server at all."""
-        (self._open.add if may_be_chosen else self._open.discard)(number)
-        self._refresh(number)
+        if not may_be_chosen:
+            self.download[number] = inf
+        elif self.download[number] == inf:
+            self._restart_clock(number, now)
 
-    def assign(self, number: int, pages: int = 1) -> None:
-        """A lookup was sent there. The data plane does the same in place (Balancer.locate)."""
-        self.download[number] += pages * self.per_page_s[number]
+    def assign(self, number: int, pages: int, now: float) -> None:
+        """A lookup was sent there. The data plane does the same in place (Lookup.locate)."""
+        idle = now + self.far_s[number]
+        self.download[number] = max(self.download[number], idle) + pages * self.per_page_s[number]
 
-    def beat(self, number: int, beat: Beat) -> None:
-        """New figures. An assignment counts until the served count passes it or two beats went by."""
+    def settle(self, now: float) -> None:
+        """Called every tenth of a second: a server far away is not preferred for having been idle longer."""
+        for number, far_s in enumerate(self.far_s):
+            if far_s:
+                self.download[number] = max(self.download[number], now + far_s)
+
+    def download_load_s(self, number: int, now: float) -> float:
+        """The formula; inf for a server that must not be chosen."""
+        return self.servers[number].rtt_s + self._left_s(number, now)
+
+    def _left_s(self, number: int, now: float) -> float:
+        return max(0.0, self.download[number] - now - self.far_s[number])
+
+    def fault_of(self, number: int, beat: Beat) -> str:
+        """Why a beat's figures cannot be true; empty if they may be. Such a beat is a sign of life alone."""
+        last = self.servers[number].beat
+        for name in (*_RISING, *_BOUNDED):
+            if getattr(beat, name) > _FIGURE_MAX:
+                return f"{name} of {getattr(beat, name):,}"
+        for name in _RISING if last else ():
+            if getattr(beat, name) < getattr(last, name):
+                return f"{name} fell from {getattr(last, name):,} to {getattr(beat, name):,}"
+        return ""
+
+    def beat(self, number: int, beat: Beat, now: float) -> None:
+        """New figures. What was assigned waits there by now, or was served."""
         load = self.servers[number]
-        assigned = self._assigned(number)
-        served = beat.served - load.beat.served if load.beat else 0
-        since_last = max(0.0, assigned - load.assigned_before)
-        load.assigned_before = max(0.0, min(assigned - max(0, served), since_last))
         grown = max(0, beat.bytes_stored - load.beat.bytes_stored) if load.beat else 0
-        # As with assignments: what was placed before the beat before last is not waited for.
+        # What was placed before the beat before last is not waited for.
         placed = load.reserved_bytes + load.reserved_before
         load.reserved_before = min(load.reserved_bytes, max(0, placed - grown))
         load.reserved_bytes = 0
@@ -91,7 +121,15 @@ class Loads:
         load.beat = beat
         load.per_page_s = self._service(number, (beat.service_s or _SERVICE_S) / beat.workers)
         self.per_page_s[number] = load.per_page_s
-        self._refresh(number)
+        ends = self.download[number]
+        if ends != inf:
+            self._restart_clock(number, now)
+            if not load.waiting:
+                self.download[number] = min(ends, self.download[number])
+
+    def _restart_clock(self, number: int, now: float) -> None:
+        load = self.servers[number]
+        self.download[number] = now + self.far_s[number] + load.waiting * load.per_page_s
 
     def _service(self, number: int, own_s: float) -> float:
         """A server's service time a page: the cluster's mean, unless its own is far from that.
@@ -107,39 +145,32 @@ class Loads:
 
     def probed(self, number: int, rtt_s: float) -> None:
         load = self.servers[number]
-        change_s = _RTT_NEW * (rtt_s - load.rtt_s)
-        load.rtt_s += change_s
-        self.download[number] += change_s
+        load.rtt_s += _RTT_NEW * (rtt_s - load.rtt_s)
+        far_s = max(0.0, load.rtt_s - _RTT_NEAR_S)
+        self.download[number] += far_s - self.far_s[number]
+        self.far_s[number] = far_s
 
-    def restarted(self, number: int) -> None:
+    def restarted(self, number: int, now: float) -> None:
         """The server counts from zero again."""
         load = self.servers[number]
         load.beat = None
-        load.assigned_before = 0.0
-        self._refresh(number)
+        load.waiting = 0
+        if self.download[number] != inf:
+            self._restart_clock(number, now)
 
     def reserve(self, number: int, size_bytes: int) -> None:
         """An upload was placed there and is in no beat yet."""
         self.servers[number].reserved_bytes += size_bytes
 
-    def assigned_pages(self, number: int) -> float:
-        """Pages sent there that no beat has shown as served."""
-        return self._assigned(number) if number in self._open else 0.0
-
-    def _assigned(self, number: int) -> float:
-        load = self.servers[number]
-        if self.download[number] == inf:
-            return load.assigned_before
-        base = load.rtt_s + load.waiting * load.per_page_s
-        return max(0.0, (self.download[number] - base) / load.per_page_s)
-
-    def _refresh(self, number: int) -> None:
-        load = self.servers[number]
-        if number not in self._open:
-            self.download[number] = inf
-            return
-        pages = load.waiting + load.assigned_before
-        self.download[number] = load.rtt_s + pages * load.per_page_s
+    def pages_left(self, number: int, now: float) -> tuple[float, float]:
+        """Pages taken to be unserved: (of those that waited at the last beat, of those assigned since)."""
+        reported = float(self.servers[number].waiting)
+        left = self._left_s(number, now) / self.per_page_s[number]
+        if left == inf:
+            return reported, 0.0
+        waiting = min(left, reported)
+        # In tenths: more would be the noise of moments subtracted from each other.
+        return round(waiting, 1), round(left - waiting, 1)
 
     # -- uploads -----------------------------------------------------------------------
 

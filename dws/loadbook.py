@@ -7,6 +7,7 @@ the figures are used for (load.py).
 import heapq
 from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from dws.limits import RESPONSE_BOUNDS_S
@@ -74,6 +75,19 @@ class LoadBook:
                 counted[1] += size_bytes
             elif len(self.pages) < _PAGES_MAX:
                 self.pages[name] = [times, size_bytes]
+
+    def tallies(self) -> tuple[float, ...]:
+        """What reading changes between two events, for a recording of events: see `set_tallies`."""
+        return (
+            self.visits, self.served, self.served_beside, self.failed, self.bytes_sent,
+            self._waiting, self._busy_s, self._busy_pages,
+        )  # fmt: skip
+
+    def set_tallies(self, tallies: Sequence[float]) -> None:
+        """As if what led to these `tallies` had been read here; pages one by one do not know of it."""
+        counts = [int(each) for each in tallies[:6]]
+        self.visits, self.served, self.served_beside, self.failed, self.bytes_sent, self._waiting = counts
+        self._busy_s, self._busy_pages = tallies[6:]
 
     @property
     def served_here(self) -> int:

@@ -5,7 +5,8 @@ server's state, made of the watcher's verdict and of sync. What must not: loads,
 copies, what follows from a change (balancer.py routes that).
 
 A server is *joining* from the moment it is known until its copies are synced;
-then it is what the watcher says: alive, suspect or dead.
+then it is what the watcher says: alive, suspect or dead. One that beats and is
+not well is suspect too; one that an operator wants emptied is draining.
 """
 
 import re
@@ -15,9 +16,9 @@ from typing import Final
 from msgspec import Struct
 
 from dws.config import Config
-from dws.errors import BadRequest, BehindCatalog, DwsError, OverBound, Refused, Stale, WrongCluster
-from dws.limits import REBUILD_EPOCH_STEP, SERVERS_MAX
-from dws.messages import Hello, ServerRef
+from dws.errors import BadRequest, BehindCatalog, DwsError, OverBound, Refused, Stale, TryAgain, WrongCluster
+from dws.limits import REBUILD_EPOCH_STEP, SERVER_NUMBER_MAX, SERVERS_MAX
+from dws.messages import Error, Hello, ServerRef
 from dws.store import CatalogHead, KnownServer
 from patterns import heartbeat
 from patterns.heartbeat import Watcher
@@ -27,10 +28,12 @@ ALIVE: Final = heartbeat.ALIVE
 SUSPECT: Final = heartbeat.SUSPECT
 DEAD: Final = heartbeat.DEAD
 CONTESTED: Final = "contested"
+DRAINING: Final = "draining"
 
 _PLACE: Final = r"://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}"
 _ENDPOINT: Final = re.compile("tcp" + _PLACE)
 _HTTP_ENDPOINT: Final = re.compile("https?" + _PLACE)
+_RETRY_S: Final = 0.1
 #: Beats of an older incarnation this long after a newer hello: two processes share one identity.
 _TWINS_AFTER_S: Final = 2.0
 
@@ -47,6 +50,9 @@ class Server(Struct):
     synced: bool = False
     welcomed_at: float = 0.0
     contested: bool = False
+    draining: bool = False
+    ailing: str = ""  # why it is suspect though it beats
+    ailing_since: float = 0.0
 
     @property
     def state(self) -> str:
@@ -54,12 +60,24 @@ class Server(Struct):
             return CONTESTED
         if self.heard != DEAD and not self.synced:
             return JOINING
+        if self.heard == ALIVE and self.ailing:
+            return SUSPECT
+        if self.heard == ALIVE and self.draining:
+            return DRAINING
         return self.heard
 
     @property
     def live(self) -> bool:
         """Its copies count, and it can be asked for them."""
         return self.synced and self.heard != DEAD
+
+    @property
+    def sure(self) -> bool:
+        """Lookups may name it, though there be others."""
+        return self.live and self.heard != SUSPECT and not self.ailing
+
+    def known(self) -> KnownServer:
+        return KnownServer(self.number, self.id, self.name, self.draining)
 
     def ref(self) -> ServerRef:
         return ServerRef(self.number, self.name, self.pages_endpoint, self.incarnation, self.http_endpoint)
@@ -75,6 +93,9 @@ class Members:
         """Rises whenever what clients are told of servers changes; never the same in two epochs, or a
         client would take its old table for the one after a restart."""
         self._counters: Counter[str] = Counter()
+        self._last_number = head.last_number
+        self._vouching = {known.server for known in head.servers}
+        """Servers that can tell whether the catalog is an old copy, until the first of them was welcomed."""
         for known in head.servers:
             server = self._register(known)
             # It may be about to say hello; silence will tell.
@@ -92,6 +113,14 @@ class Members:
         """Whether a known server may yet turn up with copies."""
         return any(server.state == JOINING for server in self.by_number.values())
 
+    def doubt(self) -> Error | None:
+        """Why nothing should be decided yet: the catalog may be an old copy, which a server that it knows
+        would tell. Where it knows none there is nothing to wait for."""
+        if not self._vouching:
+            return None
+        text = "none of the servers that the catalog knows has come yet, to say whether it is the newest"
+        return Error(TryAgain.code, f"{text}; start one, or forget those that are gone", _RETRY_S)
+
     # -- hello -------------------------------------------------------------------------
 
     def examine(self, hello: Hello, knows_start: bool, decision: int) -> DwsError | None:
@@ -103,9 +132,13 @@ class Members:
         known = self.by_id.get(hello.server)
         for endpoint in (hello.pages_endpoint, hello.jobs_endpoint):
             if not _ENDPOINT.fullmatch(endpoint):
-                return BadRequest(f"{hello.name} announces {endpoint!r}, no endpoint of the form tcp://HOST:PORT")
+                return BadRequest(
+                    f"{hello.name} announces {endpoint!r}, no endpoint of the form tcp://HOST:PORT"
+                )
         if hello.http_endpoint and not _HTTP_ENDPOINT.fullmatch(hello.http_endpoint):
-            return BadRequest(f"{hello.name} announces {hello.http_endpoint!r}, not of the form http://HOST:PORT")
+            return BadRequest(
+                f"{hello.name} announces {hello.http_endpoint!r}, not of the form http://HOST:PORT"
+            )
         if hello.cluster and hello.cluster != self._head.cluster:
             return WrongCluster(
                 f"server {hello.name} belongs to cluster {hello.cluster.hex()}, this catalog is of "
@@ -132,7 +165,9 @@ class Members:
         if any(self._is_namesake(server, hello) for server in self.by_number.values()):
             return Refused(f"the name {hello.name} is another server's; start this one with another --name")
         if known is None and len(self.by_id) >= SERVERS_MAX:
-            return OverBound(f"this catalog knows {SERVERS_MAX} servers, the bound")
+            return OverBound(f"this catalog knows {SERVERS_MAX} servers, the bound: `forget` some")
+        if known is None and self._last_number >= SERVER_NUMBER_MAX:
+            return OverBound(f"this catalog has given all numbers to servers, {SERVER_NUMBER_MAX}")
         return None
 
     def _is_namesake(self, server: Server, hello: Hello) -> bool:
@@ -150,18 +185,46 @@ class Members:
         """A number for a server never seen before, to be made durable; None if it has one."""
         if hello.server in self.by_id:
             return None
-        known = KnownServer(max(self.by_number, default=0) + 1, hello.server, hello.name)
+        known = KnownServer(self._last_number + 1, hello.server, hello.name)
         self._register(known)
         return known
+
+    def named(self, name: str, number: int) -> Server | DwsError:
+        """The server that an operator means. number: 0 if the name says enough."""
+        same = [
+            server
+            for server in self.by_id.values()
+            if server.name == name and (not number or server.number == number)
+        ]
+        if len(same) == 1:
+            return same[0]
+        if not same:
+            known = ", ".join(sorted(server.name for server in self.by_id.values())) or "none"
+            return Refused(f"no server {name}{f' with number {number}' if number else ''}; known are {known}")
+        numbers = ", ".join(f"{server.number} ({server.state})" for server in same)
+        return Refused(f"several servers have the name {name}: say which number is meant, of {numbers}")
+
+    def forget(self, server: Server) -> None:
+        """It is known no more; its number stays its own, for whatever still names it."""
+        del self.by_id[server.id]
+        self._vouching.discard(server.id)
+        self._watcher.forget(server.id)
+        server.incarnation = 0
+        # It may have come back while the decision was written.
+        server.heard, server.synced = DEAD, False
+        self.table += 1
 
     def welcome(self, hello: Hello, now: float) -> tuple[Server, bool]:
         """The server behind an accepted hello, and whether it is a new life of it."""
         server = self.by_id[hello.server]
+        if server.id in self._vouching:
+            self._vouching.clear()
         fresh = hello.incarnation != server.incarnation
         moved = (hello.pages_endpoint, hello.jobs_endpoint) != (server.pages_endpoint, server.jobs_endpoint)
         if fresh:
             server.synced = False
             server.contested = False
+            server.ailing = ""
         if fresh or moved or (hello.name, hello.http_endpoint) != (server.name, server.http_endpoint):
             self.table += 1
         server.name = hello.name
@@ -175,7 +238,8 @@ class Members:
         return server, fresh or moved
 
     def _register(self, known: KnownServer) -> Server:
-        server = Server(known.number, known.server, known.name)
+        server = Server(known.number, known.server, known.name, draining=known.draining)
+        self._last_number = max(self._last_number, known.number)
         self.by_number[known.number] = server
         self.by_id[known.server] = server
         return server

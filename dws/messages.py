@@ -29,6 +29,7 @@ from dws.limits import (
     PAGE_MAX_BYTES,
     RESPONSE_BOUNDS_S,
     TEXT_MAX,
+    VERIFY_MAX_RECORDS,
     VISITS_MAX_PAGES,
 )
 
@@ -70,7 +71,10 @@ class _Message(Struct, array_like=True, gc=False):
 
 
 class Record(_Message):
-    """One version of one page: the catalog's entry and the server's record alike."""
+    """One version of one page: the catalog's entry and the server's record alike.
+
+    copies: what its put asked for, kept by the catalog alone; 0: as many as the cluster is set to.
+    """
 
     name: Name
     version: Version
@@ -81,6 +85,7 @@ class Record(_Message):
     content_type: ContentType
     modified: Time
     format: int
+    copies: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
 class Dropped(_Message):
@@ -317,6 +322,27 @@ class ServerStatus(_Message):
     last_beat_age_s: float
     note: Text
     http_endpoint: Text = ""
+    draining: bool = False
+    damaged: Count = 0  # records that the server set aside since its start
+    to_move: Count = 0  # pages held there that would have too few copies without it
+    to_move_bytes: Count = 0
+
+
+class RepairStatus(_Message):
+    """How far the wanted copies and those found are apart. `text`: why repair does not go on, if so."""
+
+    missing: Count = 0  # pages with fewer copies than wanted, and a live holder
+    missing_bytes: Count = 0
+    moving: Count = 0  # of them, on the way
+    copied: Count = 0  # since this start of the balancer
+    copied_bytes: Count = 0
+    pages_s: Annotated[float, Meta(ge=0)] = 0.0
+    bytes_s: Annotated[float, Meta(ge=0)] = 0.0
+    left_s: Annotated[float, Meta(ge=-1)] = -1.0  # -1: not known
+    surplus: Count = 0  # pages with more copies than wanted
+    surplus_dropped: Count = 0  # copies, since this start
+    damaged: Count = 0  # records that live servers set aside
+    text: Text = ""
 
 
 class RecentChoice(_Message):
@@ -347,6 +373,40 @@ class ClusterStatus(_Message, tag="cluster"):
     servers: list[ServerStatus]
     counters: dict[str, int]
     choices: Annotated[list[RecentChoice], Meta(max_length=CHOICES_MAX)] = []
+    repair: RepairStatus = msgspec.field(default_factory=RepairStatus)
+
+
+class Drain(_Message, tag="drain"):
+    """Copy everything off a server, which is then safe to stop; durable. `number` tells namesakes apart."""
+
+    server: Name
+    number: ServerNo = 0
+
+
+class Resume(_Message, tag="resume"):
+    """Take a drain back."""
+
+    server: Name
+    number: ServerNo = 0
+
+
+class Forget(_Message, tag="forget"):
+    """The server will not come back. `force`: though pages have no copy left but what may lie there."""
+
+    server: Name
+    number: ServerNo = 0
+    force: bool = False
+
+
+class Maintained(_Message, tag="maintained"):
+    """A drain, resume or forget is durable."""
+
+    number: ServerNo
+    name: Text
+    state: Text
+    draining: bool
+    to_move: Count
+    to_move_bytes: Count
 
 
 class Ping(_Message, tag="ping"):
@@ -415,12 +475,15 @@ class Applied(_Message, tag="applied"):
 
 
 class CopyFailed(_Message, tag="copy-failed"):
-    """A Copy job cannot be done; the text says why. The balancer chooses another backup."""
+    """A Copy job cannot be done; the text says why. The balancer chooses another backup or source."""
 
     incarnation: U64
     batch: Id
     version: Version
     text: Text
+    source: ServerNo = 0  # whom it was to copy from; 0: not told
+    job: U64 = 0  # the Copy's
+    code: Text = ""  # an error code: `integrity` and `not-held` are the source's fault, `full` the sender's
 
     def __post_init__(self) -> None:
         self.text = self.text[:TEXT_MAX]
@@ -558,6 +621,26 @@ class ManifestPage(_Message, tag="manifest-page"):
     after: Annotated[bytes, Meta(max_length=24)]
 
 
+class Verify(_Message, tag="verify"):
+    """Balancer asks: read these records again from the disk, all their bytes, and check their digests."""
+
+    incarnation: U64
+    records: Annotated[list[tuple[Name, Version]], Meta(min_length=1, max_length=VERIFY_MAX_RECORDS)]
+
+
+class Verified(_Message, tag="verified"):
+    """Indexes into the request; what is in neither list is not held. A damaged record is no copy any more."""
+
+    good: Annotated[list[Count], Meta(max_length=VERIFY_MAX_RECORDS)]
+    damaged: Annotated[list[Count], Meta(max_length=VERIFY_MAX_RECORDS)]
+
+
+class Doubt(_Message, tag="doubt"):
+    """A reader met bytes of these pages that do not have their digests: the server is to look itself."""
+
+    pages: Annotated[list[tuple[Name, Version]], Meta(min_length=1, max_length=FETCH_MAX_PAGES)]
+
+
 class NodeStats(_Message, tag="node-stats"):
     """Asks any node for its counters and its most visited pages of this period and the last."""
 
@@ -586,6 +669,8 @@ class Visits(_Message, tag="visits"):
     bytes_sent: Count
     pages: Annotated[list[tuple[Name, Count, Count]], Meta(max_length=VISITS_MAX_PAGES)]
     response: Histogram = []
+    # pages that it found damaged, for the server to look at
+    damaged: Annotated[list[tuple[Name, Version]], Meta(max_length=VISITS_MAX_PAGES)] = []
 
 
 class Counted(_Message, tag="counted"):
@@ -599,16 +684,20 @@ class Counted(_Message, tag="counted"):
 
 
 class Copy(_Message, tag="copy"):
-    """Fetch a stored batch from `source`, check it, store it in one transaction."""
+    """Fetch records from `source`, check them, store them in one transaction.
+
+    job: 0: a stored batch, all of it. Else the repair's number for it: visible pages of any versions.
+    """
 
     start_nonce: U64
     decision: Count
     source: ServerRef
     records: Annotated[list[Record], Meta(min_length=1, max_length=BATCH_MAX_PAGES)]
+    job: U64 = 0
 
 
 class Drop(_Message, tag="drop"):
-    """Delete these records, in one transaction. They are not what the catalog names."""
+    """Delete these records, in one transaction: what the catalog does not name, or one copy too many."""
 
     start_nonce: U64
     decision: Count
@@ -638,24 +727,30 @@ class Beat(_Message, tag="beat"):
     bytes_sent: Count
     last_write_age_s: float  # since the last good disk write; -1: none yet
     last_read_age_s: float
+    damaged: Count = 0  # records set aside since the server's start
+    write_wait_s: Seconds = 0.0  # how long the disk has owed an answer to the oldest write; 0: to none
+    read_wait_s: Seconds = 0.0  # likewise, of reads that do not happen in the loop
 
 
 # -- codecs --------------------------------------------------------------------------------
 
 ClientRequest = (
     Locate | Reserve | Await | Abort | Remove | List | Stat | Why | Status | NodeStats | Ping
+    | Drain | Resume | Forget
 )  # fmt: skip
 BalancerReply = (
-    Located | Reserved | Outcome | Listing | Stated | Because | ClusterStatus | NodeStatsAre | Pong | Error
+    Located | Reserved | Outcome | Listing | Stated | Because | ClusterStatus | NodeStatsAre | Maintained
+    | Pong | Error
 )  # fmt: skip
 ServerRequest = Hello | Stored | CopyFailed
 ServerReply = Welcome | Applied | Pong | Error
 PageRequest = (
-    Fetch | Read | Digests | Stage | Commit | Unstage | Sums | Manifest | NodeStats | Visits | Ping
+    Fetch | Read | Digests | Stage | Commit | Unstage | Sums | Manifest | Verify | Doubt | NodeStats | Visits
+    | Ping
 )  # fmt: skip
 PageReply = (
-    Fetched | ReadData | DigestList | Staged | Committed | Unstaged | SumsAre | ManifestPage | NodeStatsAre
-    | Counted | Pong | Error
+    Fetched | ReadData | DigestList | Staged | Committed | Unstaged | SumsAre | ManifestPage | Verified
+    | NodeStatsAre | Counted | Pong | Error
 )  # fmt: skip
 Job = Copy | Drop
 

@@ -7,15 +7,17 @@ pages by `page_key`, so no name can climb out of a directory.
 """
 
 import re
+import struct
 from typing import Final
 
 from blake3 import blake3
 
 from dws.errors import BadName
-from dws.limits import COUNTER_BITS, EPOCH_BITS, NAME_MAX_BYTES
+from dws.limits import COUNTER_BITS, EPOCH_BITS, MANIFEST_BUCKETS, NAME_MAX_BYTES
 
 _COUNTER_MASK: Final = (1 << COUNTER_BITS) - 1
 _MASK_64: Final = (1 << 64) - 1
+_SUMS: Final = struct.Struct(f">{MANIFEST_BUCKETS}Q")
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
 # One or more non-empty segments; the root page is "/". A trailing slash would
@@ -84,7 +86,7 @@ def record_hash(key: bytes, version: int) -> int:
 
 def sums_digest(sums: list[int]) -> int:
     """64 bits that stand for a manifest's 256 bucket sums: what a heartbeat carries."""
-    return int.from_bytes(blake3(b"".join(each.to_bytes(8, "big") for each in sums)).digest(8))
+    return int.from_bytes(blake3(_SUMS.pack(*sums)).digest(8))
 
 
 def make_version(epoch: int, counter: int) -> int:

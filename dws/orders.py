@@ -2,7 +2,7 @@
 
 What lives here: which server has which order open, and the stamps that every
 order carries against a wrong catalog. What must not: why a job is ordered
-(placement.py, garbage.py).
+(replication.py, repair.py, garbage.py, surplus.py).
 """
 
 from dws.config import Config
@@ -19,11 +19,12 @@ class Orders:
         self._head = head
         self._config = config
         self._dispatchers: dict[int, Dispatcher[Key]] = {}
+        self._busy: dict[int, Dispatcher[Key]] = {}  # those that have jobs
 
     def add_server(self, number: int) -> None:
         if number not in self._dispatchers:
-            # At most one copy for each open batch and one drop.
-            backlog_max = self._config.open_batches_max + 1
+            # At most one copy for each open batch, what repair may order, and a drop of each kind.
+            backlog_max = self._config.open_batches_max + self._config.repair_jobs + 2
             self._dispatchers[number] = Dispatcher(
                 self._head.cluster, self._head.epoch, min(self._config.job_window, backlog_max), backlog_max,
                 self._config.job_reissue_s,
@@ -40,25 +41,38 @@ class Orders:
         self, number: int, version: int, source: ServerRef, records: list[Record], decision: int
     ) -> None:
         job = Copy(self._head.nonce, decision, source, records)
-        self._dispatchers[number].add(("copy", version), encode(job))
+        self._add(number, ("copy", version), job)
 
-    def drop(self, number: int, serial: int, records: list[Dropped], decision: int) -> None:
+    def repair(
+        self, number: int, serial: int, source: ServerRef, records: list[Record], decision: int
+    ) -> None:
+        job = Copy(self._head.nonce, decision, source, records, serial)
+        self._add(number, ("repair", serial), job)
+
+    def drop(self, number: int, key: Key, records: list[Dropped], decision: int) -> None:
         job = Drop(self._head.nonce, decision, records)
-        self._dispatchers[number].add(("drop", serial), encode(job))
+        self._add(number, key, job)
+
+    def _add(self, number: int, key: Key, job: Copy | Drop) -> None:
+        self._busy[number] = self._dispatchers[number]
+        self._busy[number].add(key, encode(job))
 
     def done(self, number: int, key: Key) -> None:
         self._dispatchers[number].done(key)
 
     def poll(self, now: float) -> Effects:
-        return [
-            Push(number, frame)
-            for number, dispatcher in self._dispatchers.items()
-            for frame in dispatcher.poll(now)
-        ]
+        # After every event: with a thousand servers a walk over all would cost more than the event.
+        effects: Effects = []
+        for number, dispatcher in list(self._busy.items()):
+            if len(dispatcher):
+                effects += [Push(number, frame) for frame in dispatcher.poll(now)]
+            else:
+                del self._busy[number]
+        return effects
 
     def open_orders(self) -> int:
         return sum(len(dispatcher) for dispatcher in self._dispatchers.values())
 
     def check(self) -> None:
-        for dispatcher in self._dispatchers.values():
+        for dispatcher in self._busy.values():
             dispatcher.check()

@@ -199,3 +199,11 @@ class Outbox:
             if self._current[1].done:
                 self._current = None
         return True
+
+    def check(self) -> None:
+        """What is on the way is counted, and under the credit, which the last message may overrun."""
+        on_the_way = [len(data) for _, data in self._sent.values()]
+        assert self._outstanding_bytes == sum(on_the_way)
+        assert sum(on_the_way) < _CREDIT_BYTES + max(on_the_way, default=1)
+        if self._current is not None:
+            self._current[1].check()

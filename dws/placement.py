@@ -1,8 +1,8 @@
 """Batches from Reserve to their decision.
 
-What lives here: requests about batches, the order of decisions, and the answers
-that are owed. What must not: sockets, the writer, who stores a batch
-(replication.py).
+What lives here: requests about batches, when one is decided, and the answers
+that are owed. What must not: sockets, the order of decisions and the writer
+(decisions.py), who stores a batch (replication.py).
 
 A batch is decided when enough live servers have stored it: conditions are
 checked against the catalog *and* the decisions already handed to the writer,
@@ -10,8 +10,9 @@ its entries go to the writer, and with their fsync it is visible. What was told
 never stays never: ids that ended otherwise are refused for this epoch.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -20,15 +21,16 @@ from msgspec.structs import replace
 from dws.batch import CONFLICT, DECIDING, DOOMED, NEVER, OPEN, VISIBLE, Batch
 from dws.catalog import Catalog
 from dws.config import Config
-from dws.effects import Answer, Effect, Effects, Log, Persist
+from dws.decisions import Decisions
+from dws.effects import Answer, Effect, Effects, Log
 from dws.errors import Conflict, NeverStored, Stale, TryAgain
 from dws.limits import COUNTER_BITS
 from dws.membership import Members
-from dws.messages import ANY, Abort, Await, Error, Outcome, Record, Remove, Reserve, Reserved
+from dws.messages import ANY, Abort, Await, Dropped, Error, Outcome, Record, Remove, Reserve, Reserved
 from dws.names import make_version
 from dws.replication import Replication
 from dws.requests import conflict_text, fault_of_names, fault_of_pages
-from dws.store import CatalogHead, Decision, KnownServer, RememberedBatch
+from dws.store import CatalogHead, Decision, RememberedBatch
 
 #: Ids that ended as conflict or never, remembered in memory; the oldest go first.
 _REFUSED_MAX: Final = 100_000
@@ -46,6 +48,7 @@ class Placement:
         catalog: Catalog,
         members: Members,
         replication: Replication,
+        decisions: Decisions,
         head: CatalogHead,
         config: Config,
         outcome_of: Callable[[bytes], RememberedBatch | None],
@@ -53,17 +56,14 @@ class Placement:
         self._catalog = catalog
         self._members = members
         self._replication = replication
+        self._decisions = decisions
         self._head = head
         self._config = config
         self._outcome_of = outcome_of
         self._counter = 0
-        self._handed = head.decision
-        self.decision = head.decision
-        """The last decision known to be durable."""
         self._batches: dict[bytes, Batch] = {}
         self._by_version: dict[int, Batch] = {}
-        self._writing: deque[tuple[int, Batch | None]] = deque()
-        self._overlay: dict[str, tuple[int, int]] = {}  # name → (decision, version): handed, not durable
+        self._names_bytes = 0  # of open batches: what their names and records take in memory, about
         self._refused: OrderedDict[bytes, Outcome] = OrderedDict()
         self._effects: Effects = []
 
@@ -96,7 +96,10 @@ class Placement:
             conditions[name] = self._catalog.pages[name].version
         pages = {page.name: page for index, page in enumerate(request.pages) if index not in set(skip)}
         deadline = now + request.deadline_s
-        batch = Batch(request.batch, self._next_version(), pages, conditions, [], copies, deadline)
+        version = self._next_version()
+        batch = Batch(
+            request.batch, version, pages, conditions, [], copies, deadline, copies_asked=request.copies
+        )
         if pages:
             targets = self._replication.targets(batch.size_bytes, batch.copies, set(request.avoid))
             if isinstance(targets, Error):
@@ -135,14 +138,12 @@ class Placement:
         refusal: Outcome | Error | None = self._ended(request.batch)
         if refusal is None and request.epoch != self._head.epoch:
             refusal = self._stale()
-        refusal = refusal or fault_of_names([page.name for page in request.pages])
+        refusal = refusal or fault_of_names([page.name for page in request.pages]) or self._members.doubt()
         if refusal is not None:
             return self._collect(Answer(token, refusal))
         names = list(dict.fromkeys(page.name for page in request.pages))
         conditions = {page.name: page.condition for page in request.pages if page.condition != ANY}
-        batch = Batch(
-            request.batch, self._next_version(), {}, conditions, names, 0, now + request.deadline_s
-        )
+        batch = Batch(request.batch, self._next_version(), {}, conditions, names, 0, now + request.deadline_s)
         batch.waiters.append((token, *_THE_END))
         self._open(batch)
         self._review(batch, now)
@@ -166,9 +167,13 @@ class Placement:
                 self._review(batch, now)
         return self._collect()
 
-    def copy_failed(self, number: int, version: int, text: str, now: float) -> Effects:
+    def dropped(self, number: int, records: list[Dropped]) -> None:
+        """Records that a server holds no longer: a damaged one of an open batch is not stored there."""
+        self._replication.lost(self._by_version, number, records)
+
+    def copy_failed(self, number: int, version: int, source: int, text: str, now: float) -> Effects:
         batch = self._by_version.get(version)
-        if batch is not None and self._replication.copy_failed(batch, number, now):
+        if batch is not None and self._replication.copy_failed(batch, number, source, now):
             self._effects.append(Log("warning", f"copy of batch {batch.id.hex()[:8]} failed: {text}"))
             self._review(batch, now)
         return self._collect()
@@ -179,29 +184,22 @@ class Placement:
             self._review(batch, now)
         return self._collect()
 
-    def persisted(self, number: int, now: float) -> Effects:
-        """The writer made the next decision durable."""
-        handed, batch = self._writing.popleft()
-        assert handed == number, f"decision {number} came back where {handed} was due"
-        self.decision = number
-        if batch is not None:
-            for record in batch.records.values():
-                # Whoever reported it, dead or alive by now: presence is the disks' word.
-                self._catalog.show(record, batch.found, now)
-                self._settle(record.name, number)
-            for name in batch.removes:
-                if not self._catalog.hide(name, now):
-                    batch.names.append(name)
-                self._settle(name, number)
-            self._end(batch, "persisted")
+    def _persisted(self, batch: Batch, number: int, now: float) -> Effects:
+        """The batch's decision is durable: with that it is visible."""
+        for record in batch.records.values():
+            # Whoever reported it, dead or alive by now: presence is the disks' word.
+            self._catalog.show(record, batch.found, now)
+        for name in batch.removes:
+            if not self._catalog.hide(name, now):
+                batch.names.append(name)
+        self._end(batch, "persisted")
+        return self._collect()
+
+    def decided(self, number: int) -> Effects:
+        """Decisions up to this number are durable: conflicts that rest on them can be told."""
         for doomed in list(self._batches.values()):
             if doomed.state == DOOMED and doomed.after <= number:
                 self._end(doomed, "persisted")
-        return self._collect()
-
-    def know(self, server: KnownServer) -> Effects:
-        """Make a new server durable: a decision like any other."""
-        self._hand(Decision(0, bytes(16), 0, [], [], 0.0, server), None)
         return self._collect()
 
     # -- time -----------------------------------------------------------------------------
@@ -226,6 +224,11 @@ class Placement:
         return version in self._by_version
 
     @property
+    def newest_version(self) -> int:
+        """The last one that was given to a batch."""
+        return make_version(self._head.epoch, self._counter)
+
+    @property
     def open_batches(self) -> int:
         return len(self._batches)
 
@@ -234,6 +237,7 @@ class Placement:
     def _open(self, batch: Batch) -> None:
         self._batches[batch.id] = batch
         self._by_version[batch.version] = batch
+        self._names_bytes += batch.memory_bytes
 
     def _review(self, batch: Batch, now: float) -> None:
         """Order missing copies, tell who waits, decide if it can be decided."""
@@ -241,7 +245,7 @@ class Placement:
             return
         holders = self._replication.holders(batch)
         if len(holders) < batch.copies and batch.pages:
-            self._replication.order_copies(batch, holders, self.decision, now)
+            self._replication.order_copies(batch, holders, self._decisions.durable, now)
             self._tell(batch)
         else:
             self._decide(batch, now)
@@ -252,8 +256,8 @@ class Placement:
         if failing:
             batch.names = failing
             batch.text = conflict_text(failing)
-            unwritten = [self._overlay[name][0] for name in failing if name in self._overlay]
-            batch.after = max(unwritten, default=0)
+            unwritten = [handed for name in failing if (handed := self._decisions.unwritten(name))]
+            batch.after = max((number for number, _ in unwritten), default=0)
             if unwritten:
                 batch.step("condition fails on an unwritten decision")
             else:
@@ -261,24 +265,14 @@ class Placement:
             return
         batch.step("enough copies")
         forget_at = max(0.0, batch.deadline - now) + self._config.batch_memory_s
+        if batch.copies_asked:
+            # How many copies to keep is the catalog's to remember.
+            for name, record in batch.records.items():
+                batch.records[name] = replace(record, copies=batch.copies_asked)
         puts = list(batch.records.values())
         decision = Decision(0, batch.id, batch.version, puts, batch.removes, forget_at)
-        batch.after = self._hand(decision, batch)
-        for record in puts:
-            self._overlay[record.name] = (batch.after, record.version)
-        for name in batch.removes:
-            self._overlay[name] = (batch.after, 0)
-
-    def _hand(self, decision: Decision, batch: Batch | None) -> int:
-        self._handed += 1
-        decision.number = self._handed
-        self._writing.append((self._handed, batch))
-        self._effects.append(Persist(decision))
-        return self._handed
-
-    def _settle(self, name: str, number: int) -> None:
-        if self._overlay.get(name, (0, 0))[0] == number:
-            del self._overlay[name]
+        batch.after, effects = self._decisions.hand(decision, partial(self._persisted, batch))
+        self._effects += effects
 
     def _end(self, batch: Batch, event: str) -> None:
         """The batch reached a last state: tell who waits, forget it."""
@@ -290,6 +284,7 @@ class Placement:
             self._replication.cancel(batch, number)
         del self._batches[batch.id]
         del self._by_version[batch.version]
+        self._names_bytes -= batch.memory_bytes
         if batch.state != VISIBLE:
             self._remember(batch.id, outcome)
 
@@ -300,6 +295,9 @@ class Placement:
             return self._stale()
         if len(self._batches) >= self._config.open_batches_max:
             return Error(TryAgain.code, f"{len(self._batches)} batches are open, the bound", _RETRY_S)
+        if self._names_bytes >= self._config.open_batches_bytes:
+            bound = f"{self._names_bytes:,} bytes, over the bound"
+            return Error(TryAgain.code, f"the names of open batches take {bound}", _RETRY_S)
         return fault_of_pages(request)
 
     def _failing(self, conditions: dict[str, int], visible_only: bool) -> list[str]:
@@ -308,8 +306,9 @@ class Placement:
         for name, wanted in conditions.items():
             entry = self._catalog.pages.get(name)
             version = entry.version if entry else 0
-            if not visible_only and name in self._overlay:
-                version = self._overlay[name][1]
+            unwritten = None if visible_only else self._decisions.unwritten(name)
+            if unwritten is not None:
+                version = unwritten[1]
             if version != wanted:
                 failing.append(name)
         return failing
@@ -391,10 +390,9 @@ class Placement:
         return effects
 
     def check(self) -> None:
-        """Open batches are indexed, and the overlay is of decisions that are being written."""
+        """Open batches are indexed and accounted for, and a decision that is waited for is still to come."""
         assert {batch.version for batch in self._batches.values()} == set(self._by_version)
-        handed = {number for number, _ in self._writing}
-        assert all(number in handed for number, _ in self._overlay.values())
+        assert self._names_bytes == sum(batch.memory_bytes for batch in self._batches.values())
         for batch in self._batches.values():
             assert batch.state in (OPEN, DECIDING, DOOMED)
-            assert batch.state != DECIDING or batch.after in handed
+            assert batch.state == OPEN or batch.after > self._decisions.durable

@@ -9,7 +9,8 @@ best first. Callers pass holders with more than one element only, since a single
 one needs no policy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from random import Random
 from typing import Final
 
@@ -61,18 +62,21 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
 NEAR_LEAST: Final = 0.10
 
 
-def choose_targets(loads: dict[int, float], count: int, rng: Random) -> list[int]:
-    """`count` different servers for an upload, primary first; fewer if there are fewer.
+def draw_targets(loads: dict[int, float], rng: Random) -> Iterator[int]:
+    """All servers in the order in which an upload should take them, each drawn when it is asked for.
 
     Drawn at random among those within 10 % of the least, so that pairs spread over
-    all servers; when those are used up, among those near the next least.
+    all servers; when those are used up, among those near the next least. A draw
+    looks at all servers, so callers stop when they have enough.
     """
     left = dict(loads)
-    chosen: list[int] = []
-    while left and len(chosen) < count:
+    while left:
         edge = min(left.values()) * (1 + NEAR_LEAST)
-        near = [number for number, load in left.items() if load <= edge]
-        number = rng.choice(near)
+        number = rng.choice([number for number, load in left.items() if load <= edge])
         del left[number]
-        chosen.append(number)
-    return chosen
+        yield number
+
+
+def choose_targets(loads: dict[int, float], count: int, rng: Random) -> list[int]:
+    """`count` different servers for an upload, primary first; fewer if there are fewer."""
+    return list(islice(draw_targets(loads, rng), count))

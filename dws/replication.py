@@ -5,6 +5,8 @@ batch, and copy orders. What must not: conditions, decisions, answers to clients
 (placement.py).
 """
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from random import Random
 from typing import Final
 
@@ -13,9 +15,9 @@ from dws.catalog import Catalog
 from dws.errors import Full, TooFewServers, TryAgain
 from dws.load import Loads
 from dws.membership import ALIVE, Members
-from dws.messages import Error, PutPage, Record
+from dws.messages import Dropped, Error, PutPage, Record
 from dws.orders import Orders
-from dws.policy import choose_targets
+from dws.policy import draw_targets
 
 _RETRY_S: Final = 0.1
 #: How long a backup that could not copy a batch is not asked again: its trouble may pass.
@@ -23,7 +25,18 @@ _FAILED_REST_S: Final = 1.0
 
 
 class Replication:
-    def __init__(self, catalog: Catalog, members: Members, loads: Loads, orders: Orders, rng: Random) -> None:
+    """default_copies: of pages whose put asked for no number."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        members: Members,
+        loads: Loads,
+        orders: Orders,
+        default_copies: int,
+        rng: Random,
+    ) -> None:
+        self._default_copies = default_copies
         self._catalog = catalog
         self._members = members
         self._loads = loads
@@ -50,12 +63,20 @@ class Replication:
         batch.found.setdefault(number, set()).add(record.name)
         return True
 
+    def lost(self, batches: dict[int, Batch], number: int, records: list[Dropped]) -> None:
+        """A server reported that it holds these no longer. batches: the open ones, by version."""
+        for record in records:
+            batch = batches.get(record.version)
+            if batch is not None:
+                batch.found.get(number, set()).discard(record.name)
+
     def has_already(self, page: PutPage, copies: int) -> bool:
-        """Whether the visible version has these bytes and this type, on enough live servers."""
+        """Whether the visible version has these bytes and this type, on enough live servers, and is to stay
+        on as many."""
         entry = self._catalog.pages.get(page.name)
         if entry is None or not page.digest or page.digest != entry.digest:
             return False
-        if page.content_type != entry.content_type:
+        if page.content_type != entry.content_type or (entry.copies or self._default_copies) < copies:
             return False
         return sum(self._members.by_number[number].live for number in entry.holders) >= copies
 
@@ -64,23 +85,27 @@ class Replication:
         for number, source_number in list(batch.ordered.items()):
             if number in holders or not self.is_candidate(number) or source_number not in holders:
                 self.cancel(batch, number)
-        if not holders:
+        missing = batch.copies - len(holders) - len(batch.ordered)
+        if not holders or missing <= 0:
             return
         source = self._members.by_number[holders[0]]
-        missing = batch.copies - len(holders) - len(batch.ordered)
         resting = {number for number, until in batch.failed.items() if now < until}
         taken = {*holders, *batch.ordered, *resting}
         preferred = [number for number in batch.targets if self.is_candidate(number)]
-        spare = self._by_upload_load(self._candidates(batch.size_bytes))
-        backups = [number for number in dict.fromkeys([*preferred, *spare]) if number not in taken]
-        for number in backups[: max(0, missing)]:
+        backups = [number for number in preferred if number not in taken][:missing]
+        if len(backups) < missing:
+            spare = self.by_upload_load(self.candidates(batch.size_bytes))
+            more = (number for number in spare if number not in taken and number not in preferred)
+            backups += islice(more, missing - len(backups))
+        for number in backups:
             batch.ordered[number] = source.number
             records = list(batch.records.values())
             self._orders.copy(number, batch.version, source.ref(), records, decision)
 
-    def copy_failed(self, batch: Batch, number: int, now: float) -> bool:
-        """A backup could not copy it: for a while others are asked. False if it was not ordered."""
-        if number not in batch.ordered:
+    def copy_failed(self, batch: Batch, number: int, source: int, now: float) -> bool:
+        """A backup could not copy it from this source (0: it did not say): for a while others are asked.
+        False if that was not ordered, or is not any more."""
+        if number not in batch.ordered or source not in (0, batch.ordered[number]):
             return False
         self.cancel(batch, number)
         batch.failed[number] = now + _FAILED_REST_S
@@ -100,9 +125,9 @@ class Replication:
 
     def targets(self, size_bytes: int, copies: int, avoid: set[int]) -> list[int] | Error:
         """Primary and backups for an upload, or why there are none."""
-        candidates = self._candidates(size_bytes)
-        chosen = self._by_upload_load(candidates)
-        primary = next((number for number in chosen if number not in avoid), None)
+        drawn = self.by_upload_load(self.candidates(size_bytes))
+        chosen = list(islice(drawn, copies))
+        primary = next((number for number in chain(chosen, drawn) if number not in avoid), None)
         if len(chosen) < copies or primary is None:
             return self._no_targets(copies, size_bytes)
         targets = [primary, *(number for number in chosen if number != primary)][:copies]
@@ -110,8 +135,8 @@ class Replication:
             self._loads.reserve(number, size_bytes)
         return targets
 
-    def _candidates(self, size_bytes: int) -> list[int]:
-        """Servers that may take an upload of this size."""
+    def candidates(self, size_bytes: int) -> list[int]:
+        """Servers that may take this much."""
         return [
             server.number
             for server in self._members.by_number.values()
@@ -120,8 +145,9 @@ class Replication:
             and self._loads.bytes_free(server.number) >= size_bytes
         ]
 
-    def _by_upload_load(self, numbers: list[int]) -> list[int]:
-        return choose_targets(self._loads.upload(numbers), len(numbers), self._rng)
+    def by_upload_load(self, numbers: list[int]) -> Iterator[int]:
+        """The same servers as an upload should take them; each is drawn when it is asked for."""
+        return draw_targets(self._loads.upload(numbers), self._rng)
 
     def _no_targets(self, copies: int, size_bytes: int) -> Error:
         servers = self._members.by_number.values()

@@ -15,6 +15,7 @@ from dws.messages import (
     Holder,
     NodeStatsAre,
     PageStat,
+    RepairStatus,
     ServerStatus,
     Stat,
     Stated,
@@ -44,7 +45,7 @@ class Report:
         servers = [self._balancer.members.by_number[number] for number in entry.holders]
         return PageStat(entry.record(name), [Holder(server.name, server.state) for server in servers])
 
-    def why(self, request: Why, live_of: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Because:
+    def why(self, request: Why, live_of: Callable[[tuple[int, ...]], tuple[int, ...]], now: float) -> Because:
         balancer = self._balancer
         entry = balancer.catalog.pages.get(request.name)
         holders = entry.holders if entry else ()
@@ -53,13 +54,18 @@ class Report:
         if live:
             order = POLICIES["least-load"]()(live, balancer.loads.download, balancer.rng)
             chosen = balancer.members.by_number[order[0]].name
-        servers = list(balancer.members.by_number.values())
+        servers = list(balancer.members.by_id.values())
         uploads = balancer.loads.upload([server.number for server in servers if server.state == ALIVE])
-        choices = [self._choice(server, holders, live, uploads) for server in servers]
+        choices = [self._choice(server, holders, live, uploads, now) for server in servers]
         return Because(self._config.policy, entry.version if entry else 0, chosen, choices)
 
     def _choice(
-        self, server: Server, holders: tuple[int, ...], live: tuple[int, ...], uploads: dict[int, float]
+        self,
+        server: Server,
+        holders: tuple[int, ...],
+        live: tuple[int, ...],
+        uploads: dict[int, float],
+        now: float,
     ) -> Choice:
         loads = self._balancer.loads
         load = loads.servers[server.number]
@@ -70,29 +76,40 @@ class Report:
             reason = "does not hold this version"
         else:
             reason = f"is {server.state}"
+        waiting, assigned = loads.pages_left(server.number, now)
         return Choice(
             server.name, server.state, holds,
-            loads.download[server.number] if server.live else None,
-            uploads.get(server.number), load.rtt_s, float(load.waiting), loads.assigned_pages(server.number),
+            loads.download_load_s(server.number, now) if server.live else None,
+            uploads.get(server.number), load.rtt_s, waiting, assigned,
             load.per_page_s, load.beat.workers if load.beat else 0, reason,
         )  # fmt: skip
 
     def status(self, now: float) -> ClusterStatus:
         balancer = self._balancer
         copies = [0, 0, 0, 0]
-        for holders, count in balancer.catalog.by_holders.items():
+        for (_, holders), group in balancer.catalog.groups.items():
             live = sum(balancer.members.by_number[number].live for number in holders)
-            copies[min(live, 3)] += count
-        servers = list(balancer.members.by_number.values())
+            copies[min(live, 3)] += len(group.names)
+        servers = list(balancer.members.by_id.values())
         uploads = balancer.loads.upload([server.number for server in servers if server.state == ALIVE])
         return ClusterStatus(
-            self._head.cluster, self._head.epoch, balancer.placement.decision, self._config.policy,
+            self._head.cluster, self._head.epoch, balancer.decisions.durable, self._config.policy,
             self._config.copies, len(balancer.catalog.pages), balancer.catalog.bytes_visible, copies,
             balancer.placement.open_batches, balancer.garbage.count(), now - self._started,
             balancer.counters["names looked up"],
             [self._server_status(server, uploads, now) for server in servers], self._counters(),
-            balancer.choices.recent(lambda number: balancer.members.by_number[number].name, now),
+            balancer.lookup.choices.recent(lambda number: balancer.members.by_number[number].name, now),
+            self._repair(now),
         )  # fmt: skip
+
+    def _repair(self, now: float) -> RepairStatus:
+        balancer = self._balancer
+        status = balancer.repair.status(now)
+        status.surplus = balancer.surplus.count()
+        status.surplus_dropped = balancer.surplus.dropped
+        beats = [balancer.loads.servers[server.number].beat for server in balancer.members.by_id.values()]
+        status.damaged = sum(beat.damaged for beat in beats if beat is not None)
+        return status
 
     def node_stats(self, now: float) -> NodeStatsAre:
         """The balancer serves no pages: it has counters only."""
@@ -114,7 +131,9 @@ class Report:
         load = balancer.loads.servers[server.number]
         beat = load.beat
         spared = balancer.garbage.spared.get(server.number, 0)
-        note = f"keeps {spared} records from before the rebuild" if spared else ""
+        notes = [server.ailing] if server.ailing else []
+        notes += [f"keeps {spared} records that no catalog of this cluster explains"] if spared else []
+        to_move = balancer.repair.shortage.on_server(server.number) if server.draining else (0, 0)
         return ServerStatus(
             number=server.number,
             name=server.name,
@@ -131,11 +150,15 @@ class Report:
             waiting=beat.waiting if beat else 0,
             service_s=load.per_page_s,
             rtt_s=load.rtt_s,
-            download_load_s=balancer.loads.download[server.number] if server.live else -1.0,
+            download_load_s=balancer.loads.download_load_s(server.number, now) if server.live else -1.0,
             upload_load=uploads.get(server.number, -1.0),
             cpu_share=beat.cpu_share if beat else 0.0,
             bytes_sent=beat.bytes_sent if beat else 0,
             last_beat_age_s=balancer.members.silence_s(server, now),
-            note=note,
+            note="; ".join(notes),
             http_endpoint=server.http_endpoint,
+            draining=server.draining,
+            damaged=beat.damaged if beat else 0,
+            to_move=to_move[0],
+            to_move_bytes=to_move[1],
         )

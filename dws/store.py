@@ -1,13 +1,14 @@
 """What a page store and a catalog store must do.
 
-What lives here: the two interfaces through which the pure machines and the
+What lives here: the interfaces through which the pure machines and the
 writer threads reach disks, the operations handed to a page store, and the
 promises that come with them. What must not: a disk. nodes/page_store.py and
 nodes/catalog_store.py keep these promises on LMDB; a simulator keeps (and
 breaks) them in memory.
 
-Two threads use a store: the socket loop calls the reading methods, which never
-wait for an fsync; one writer thread calls `commit`.
+Three threads use a page store: the socket loop calls the reading methods, which
+never wait for an fsync; one writer thread calls `commit`; one checker thread reads
+pages back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,7 +84,29 @@ class DiscardStaged(Struct):
     handles: list[int]
 
 
-PageStoreOp = StoreBatch | DropRecords | Remember | WriteStaged | DiscardStaged
+class Damaged(Struct):
+    """A page whose bytes were found wrong: in this chunk, for this reason."""
+
+    name: str
+    version: int
+    chunk: int
+    reason: str
+
+
+class SetAside(Struct):
+    """Damaged pages leave the records, in one transaction, as one change; their bytes are kept apart, with
+    the reason. Each chunk is read once more first: a page whose bytes are right stays."""
+
+    pages: list[Damaged]
+
+
+class KeepPlace(Struct):
+    """Keep how far the scrubber has got (see scrubbing.py); no change. A small durable write."""
+
+    place: bytes
+
+
+PageStoreOp = StoreBatch | DropRecords | Remember | WriteStaged | DiscardStaged | SetAside | KeepPlace
 
 
 class OpResult(Struct):
@@ -136,22 +159,59 @@ class PageStore(Protocol):
     def usage(self) -> tuple[int, int, int]:
         """(pages, bytes stored, bytes free): free is the less of the quota's rest and the disk's."""
 
+    def place(self) -> bytes:
+        """What the last KeepPlace told; empty at first."""
+
     def commit(self, ops: Sequence[PageStoreOp]) -> list[OpResult]: ...
 
     def close(self) -> None: ...
+
+
+# -- reading back ---------------------------------------------------------------------------
+
+#: What was found of a part of a page: its bytes are right; wrong, cut off or gone; not read, which may
+#: pass; or the page is not held.
+GOOD, WRONG, UNREADABLE, NOT_THERE = range(4)
+
+
+class Part(Struct):
+    """So many chunks of a page from `chunk` on."""
+
+    name: str
+    version: int
+    chunk: int
+    chunks: int
+
+
+class PageChecker(Protocol):
+    """A page store once more, as a thread of its own reads it back: every byte of what is asked, from the
+    disk as far as the system lets it, against the digests of the page's record. May take long."""
+
+    def check(self, parts: Sequence[Part]) -> list[int]:
+        """Of each part, what was found. Never raises for what a disk does."""
+
+    def read_back(self) -> None:
+        """Read a little from the disk, not from memory. Raises OSError."""
 
 
 # -- the catalog's store -------------------------------------------------------------------
 
 
 class KnownServer(Struct, frozen=True):
+    """draining: an operator wants everything copied off it."""
+
     number: int
     server: bytes
     name: str
+    draining: bool = False
 
 
 class Decision(Struct):
-    """One step of the catalog: a batch made visible, a removal, or a server made known."""
+    """One step of the catalog: a batch made visible, a removal, or what is known of a server.
+
+    server: to be known from now on, or known otherwise; forget: a number to be known no more, nor to be
+    given again.
+    """
 
     number: int  # the decision number after it
     batch: bytes
@@ -160,6 +220,7 @@ class Decision(Struct):
     removes: list[str]
     forget_at: float  # wall-clock seconds until which the batch id is remembered
     server: KnownServer | None = None
+    forget: int = 0
 
 
 class RememberedBatch(Struct):
@@ -168,7 +229,7 @@ class RememberedBatch(Struct):
 
 
 class CatalogHead(Struct):
-    """What a catalog says of itself, as of its last start."""
+    """What a catalog says of itself, as of its last start. last_number: the highest that a server had."""
 
     cluster: bytes
     epoch: int
@@ -176,6 +237,7 @@ class CatalogHead(Struct):
     decision: int
     servers: list[KnownServer]
     rebuilt: bool  # made by --rebuild: absent servers' records are dropped only where superseded
+    last_number: int = 0
 
 
 class CatalogStore(Protocol):

@@ -4,7 +4,8 @@ What lives here: one follower a server (patterns/snapshot.py), what to ask it
 for next, and how its answers change the picture. What must not: what follows
 from a changed picture.
 
-Sums are compared first; only buckets that differ are read, page by page. A
+Sums are compared first; only buckets that differ are read, page by page, the
+first pages of some of them ahead, since a round trip takes longer than a page. A
 record that the picture shows in such a bucket and the manifest does not is
 released at the end of the bucket, so that a damaged answer in the middle
 releases nothing.
@@ -24,12 +25,16 @@ from patterns.snapshot import APPLY, COMPARING, GAP, LIVE, LOADING, Follower
 #: How long a manifest page may take before it is asked for again.
 _ANSWER_S = 5.0
 _RETRY_S = 0.2
+#: Buckets whose first page is asked for before the ones in front of them are taken in.
+_AHEAD = 4
 
 
 class _Session(Struct):
     follower: Follower
     incarnation: int = 0
-    asked: int = 0  # rises with each question: an answer to an earlier one is late
+    asked: int = 0  # rises with each comparison: an answer to an earlier one is late
+    to_ask: list[int] = []  # buckets that differ and were not asked for yet, the next one last
+    ahead: dict[int, ManifestPage] = {}  # first pages of buckets whose turn has not come
     cursor: bytes = b""
     mine: dict[int, set[tuple[str, int]]] = {}
     retry_at: float | None = None
@@ -41,12 +46,19 @@ class Sync:
         self._catalog = catalog
         self._config = config
         self._sessions: dict[int, _Session] = {}
+        self.misplaced = ""
+        """The last record that a manifest had in the wrong bucket, for whoever wants to say so."""
 
     def add_server(self, number: int) -> None:
         self._sessions.setdefault(number, _Session(Follower(self._config.behind_s)))
 
     def is_live(self, number: int) -> bool:
         return self._sessions[number].follower.state == LIVE
+
+    def applied(self, number: int) -> int:
+        """The last change of the server that its picture shows; -1: it shows none for certain."""
+        follower = self._sessions[number].follower
+        return follower.applied if follower.state == LIVE else -1
 
     def begin(self, server: Server) -> Effects:
         """Compare from the start: at a hello, at a return from the dead, at a disagreement."""
@@ -56,6 +68,9 @@ class Sync:
         session.retry_at = None
         session.mine = {}
         session.digest = (-1, 0)
+        session.to_ask = []
+        session.ahead = {}
+        session.asked += 1
         return [self._ask(server.number, session, Sums(session.incarnation))]
 
     def stop(self, number: int) -> None:
@@ -76,29 +91,50 @@ class Sync:
         session.mine = self._catalog.held_in(number, set(differing))
         session.follower.compare(answer.number, differing)
         session.cursor = b""
-        return self._next_page(number, session)
+        session.to_ask = differing[::-1]
+        return [effect for _ in range(_AHEAD) for effect in self._ask_ahead(number, session)]
 
     def page(self, number: int, asked: int, answer: ManifestPage, now: float) -> Effects:
         """Take in a page of a bucket; nonsense in it is passed over and asked for again later."""
         session = self._sessions[number]
-        bucket = session.follower.part
-        if asked != session.asked or session.follower.state != LOADING or answer.bucket != bucket:
+        if asked != session.asked or session.follower.state != LOADING:
             return []
-        if answer.after and answer.after <= session.cursor:
-            # A cursor that does not rise would be followed for ever.
-            self.unanswered(number, asked, now)
+        if answer.bucket != session.follower.part:
+            if answer.bucket in session.mine and answer.bucket not in session.to_ask:
+                session.ahead[answer.bucket] = answer
+            else:
+                # Nobody asked for that.
+                self.unanswered(number, asked, now)
             return []
-        mine = session.mine[bucket]
-        for record in answer.records:
-            if bucket_of(page_key(record.name)) == bucket:
-                self._catalog.hold(number, record, now)
+        effects: Effects = []
+        page: ManifestPage | None = answer
+        while page is not None:
+            if page.after and page.after <= session.cursor:
+                # A cursor that does not rise would be followed for ever.
+                self.unanswered(number, asked, now)
+                return effects
+            effects += self._take_in(number, session, page, now)
+            page = session.ahead.pop(session.follower.part, None) if not page.after else None
+        return effects
+
+    def _take_in(self, number: int, session: _Session, page: ManifestPage, now: float) -> Effects:
+        """A page of the bucket whose turn it is; returns what to ask next."""
+        mine = session.mine[page.bucket]
+        for record in page.records:
+            key = page_key(record.name)
+            if bucket_of(key) == page.bucket:
+                self._catalog.hold(number, record, now, key)
                 mine.discard((record.name, record.version))
-        session.cursor = answer.after
-        if not answer.after:
-            for name, version in session.mine.pop(bucket):
-                self._catalog.release(number, name, version)
-            session.follower.loaded()
-        return self._next_page(number, session)
+            else:
+                self.misplaced = f"{record.name} in bucket {page.bucket}"
+        session.cursor = page.after
+        if page.after:
+            question = Manifest(session.incarnation, page.bucket, page.after, MANIFEST_MAX_RECORDS)
+            return [self._ask(number, session, question)]
+        for name, version in session.mine.pop(page.bucket):
+            self._catalog.release(number, name, version)
+        session.follower.loaded()
+        return self._ask_ahead(number, session)
 
     def unanswered(self, number: int, asked: int, now: float) -> None:
         session = self._sessions[number]
@@ -111,15 +147,14 @@ class Sync:
             return []
         return self.begin(server)
 
-    def _next_page(self, number: int, session: _Session) -> Effects:
-        bucket = session.follower.part
-        if bucket is None:
+    def _ask_ahead(self, number: int, session: _Session) -> Effects:
+        """The first page of the next bucket that was not asked for."""
+        if not session.to_ask:
             return []
-        question = Manifest(session.incarnation, bucket, session.cursor, MANIFEST_MAX_RECORDS)
+        question = Manifest(session.incarnation, session.to_ask.pop(), b"", MANIFEST_MAX_RECORDS)
         return [self._ask(number, session, question)]
 
     def _ask(self, number: int, session: _Session, question: Sums | Manifest) -> Ask:
-        session.asked += 1
         kind = "sums" if isinstance(question, Sums) else "manifest"
         return Ask(number, question, (kind, number, session.asked), _ANSWER_S)
 
@@ -163,4 +198,3 @@ class Sync:
     def check(self) -> None:
         for session in self._sessions.values():
             session.follower.check()
-

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from dws.client import Directory, Send
 from dws.decided import Decided
-from dws.errors import DwsError, NeverStored, NotHeld, Stale, TryAgain, from_code
+from dws.errors import DwsError, Full, NeverStored, NotHeld, Stale, TryAgain, from_code
 from dws.messages import (
     ANY,
     Commit,
@@ -78,6 +78,7 @@ class PutBatch(Decided):
         self._committed = False
         self._placement = 0
         self._tries = 0
+        self._met_full = False
         self._has_read = False
 
     def place(self, now: float) -> list[Send]:
@@ -147,6 +148,10 @@ class PutBatch(Decided):
             return self.begin_anew(now)
         return super().conflicted(text, names, now)
 
+    def check(self) -> None:
+        if self._outbox is not None:
+            self._outbox.check()
+
     # -- reserve -----------------------------------------------------------------------
 
     def _take_reserved(self, message: Any, now: float) -> list[Send]:
@@ -203,6 +208,10 @@ class PutBatch(Decided):
         """The primary does not have what we thought: begin again, unless nothing can be read twice."""
         if not isinstance(error, Error):
             return self.give_up(DwsError(f"an unexpected answer: {type(error).__name__}"), now)
+        if error.code == Full.code and not self._met_full and self.can_repeat():
+            # Its disk filled up since the balancer last heard of it; a second one that is full is no chance.
+            self._met_full = True
+            return self._place_elsewhere(now)
         if error.code not in (Stale.code, NotHeld.code):
             return self.give_up(from_code(error.code, error.text), now)
         if not self.can_repeat():
@@ -214,6 +223,12 @@ class PutBatch(Decided):
     def can_repeat(self) -> bool:
         untouched = self._outbox is None or not self._outbox.started
         return untouched or all(item.source.rereadable for item in self._items)
+
+    def _place_elsewhere(self, now: float) -> list[Send]:
+        primary = self._primary
+        assert primary is not None
+        self._avoid.add(primary.number)
+        return self._unstage() + self.place(now)
 
     def _primary_silent(self, outbox: Outbox, tag: Any, now: float) -> list[Send]:
         primary = self._primary

@@ -19,6 +19,7 @@ from dws.copyjobs import CopyJobs
 from dws.effects import Answer, AnswerData, Effects, Log, Publish, Write
 from dws.errors import NotHeld, OverBound, Stale
 from dws.following import Endpoints, Following
+from dws.integrity import Integrity
 from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES
 from dws.loadbook import LoadBook
 from dws.messages import (
@@ -30,6 +31,7 @@ from dws.messages import (
     Counted,
     DigestList,
     Digests,
+    Doubt,
     Drop,
     Error,
     Fetch,
@@ -46,6 +48,7 @@ from dws.messages import (
     Sums,
     SumsAre,
     Unstage,
+    Verify,
     Visits,
     Welcome,
 )
@@ -63,6 +66,10 @@ class Figures(Struct):
     cpu_share: float = 0.0
     write_age_s: float = -1.0
     read_age_s: float = -1.0
+    write_wait_s: float = 0.0
+    """How long the writer has had work and finished none."""
+    read_wait_s: float = 0.0
+    """The same of the checker."""
 
 
 # -- events ----------------------------------------------------------------------------
@@ -105,6 +112,19 @@ class Written(Struct):
     result: OpResult
 
 
+class Inspected(Struct):
+    """The checker thread has read what an Inspect named: what was found of each part."""
+
+    tag: tuple[Any, ...]
+    verdicts: list[int]
+
+
+class Doubted(Struct):
+    """The store came across pages that are not as their records say."""
+
+    pages: list[tuple[str, int]]
+
+
 class BalancerUp(Struct):
     """The connection to the balancer was (re)made: it may be a new one."""
 
@@ -121,7 +141,7 @@ class Tick(Struct):
 
 Event = (
     PeerAsked | JobCame | ReportAnswered | ReportUnanswered | PeerAnswered | PeerUnanswered | Written
-    | BalancerUp | HttpUp | Tick
+    | Inspected | Doubted | BalancerUp | HttpUp | Tick
 )  # fmt: skip
 
 
@@ -139,6 +159,7 @@ class WebServer:
         self._uploads = Uploads(name, store, config, lambda: self._following.epoch)
         self._following = Following(name, store, endpoints, now)
         self._copies = CopyJobs(store.identity.incarnation, config, self._uploads.new_handle)
+        self._integrity = Integrity(store, config, self.counters, now)
         self._beat_at = now
         self._sums_digest = (-1, 0)
         self._handlers: dict[type[Any], Callable[[Any, float], Effects]] = {
@@ -149,6 +170,8 @@ class WebServer:
             PeerAnswered: self._peer_answered,
             PeerUnanswered: self._peer_unanswered,
             Written: self._written,
+            Inspected: self._inspected,
+            Doubted: lambda event, now: self._integrity.doubt(event.pages, "its file is not as it should be"),
             BalancerUp: self._balancer_up,
             HttpUp: self._http_up,
             Tick: self._tick,
@@ -159,7 +182,7 @@ class WebServer:
         return effects + self._following.push_changes(now)
 
     def wake_at(self) -> float:
-        return min(self._beat_at, self._following.wake_at())
+        return min(self._beat_at, self._following.wake_at(), self._integrity.wake_at())
 
     @property
     def epoch(self) -> int:
@@ -221,21 +244,29 @@ class WebServer:
                 if joined is None:
                     return [Answer(token, self._not_held(message.name))]
                 return [AnswerData(token, DigestList(len(joined) // 32), joined)]
+            case Doubt():
+                return [self._pong(token), *self._integrity.doubt(message.pages, "a reader met wrong bytes")]
             case Ping():
-                return [Answer(token, Pong(self.name, self.book.waiting, self.epoch))]
+                return [self._pong(token)]
             case Visits():
                 self.book.report(message)
-                return [Answer(token, Counted(self._following.number, self.epoch))]
+                doubts = self._integrity.doubt(message.damaged, "the HTTP endpoint met wrong bytes")
+                return [Answer(token, Counted(self._following.number, self.epoch)), *doubts]
             case NodeStats():
                 return [Answer(token, self._stats(message, now))]
-            case Sums() | Manifest() if message.incarnation != self.store.identity.incarnation:
+            case Sums() | Manifest() | Verify() if message.incarnation != self.store.identity.incarnation:
                 return [Answer(token, Error(Stale.code, "another incarnation of this server is meant"))]
             case Sums():
                 return [Answer(token, SumsAre(*self.store.summary()))]
             case Manifest():
                 records, after = self.store.manifest(message.bucket, message.after, message.limit)
                 return [Answer(token, ManifestPage(message.bucket, records, after))]
+            case Verify():
+                return self._integrity.verify(token, message)
         raise AssertionError(f"no handler for {type(message).__name__}")
+
+    def _pong(self, token: int) -> Answer:
+        return Answer(token, Pong(self.name, self.book.waiting, self.epoch))
 
     def _not_held(self, name: str) -> Error:
         return Error(NotHeld.code, f"{self.name} does not hold this version of {name}")
@@ -250,6 +281,7 @@ class WebServer:
             "copies failed": self._copies.failed,
             "uploads expired": self._uploads.expired,
         }
+        counters |= self._integrity.figures()
         counters |= {"served": book.served, "failed": book.failed, "bytes sent": book.bytes_sent}
         age_s = book.period_s - book.left_s(now)
         hot, hot_last = book.hot(request.top), book.hot(request.top, last=True)
@@ -289,12 +321,17 @@ class WebServer:
             return self._copies.written(details[0], result)
         if what == "copied":
             return self._copies.stored(details[0], result)
+        if what in ("place", "set aside"):
+            return self._integrity.written(event.tag, result, now)
         if what == "remembered":
             welcome = details[0]
             return self._begin_epoch(welcome) if self._following.remembered(welcome, result) else []
         if result.code:
             self.counters[f"{what}: {result.code}"] += 1
         return []
+
+    def _inspected(self, event: Inspected, now: float) -> Effects:
+        return self._integrity.inspected(event.tag, event.verdicts, now)
 
     # -- the balancer ------------------------------------------------------------------------
 
@@ -327,7 +364,7 @@ class WebServer:
             self.book.turn(now)
             effects.append(Publish(self._beat(event.figures, now)))
             effects += self._uploads.expire(now)
-        return effects
+        return effects + self._integrity.poll(self.book.waiting, now)
 
     def _beat(self, figures: Figures, now: float) -> Beat:
         book = self.book
@@ -340,8 +377,10 @@ class WebServer:
             *self._sums_digest, book.served, book.failed, waiting, service_s, 1,
             bytes_stored, bytes_free, pages, book.visits, book.visits_last, book.left_s(now),
             figures.cpu_share, book.bytes_sent, figures.write_age_s, figures.read_age_s,
+            self._integrity.suspects.set_aside, figures.write_wait_s, figures.read_wait_s,
         )  # fmt: skip
 
     def check(self) -> None:
         self._uploads.check()
         self._copies.check()
+        self._integrity.check()

@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("patterns", "dws", "loadgen")
 PURE_PACKAGES = ("patterns", "dws")
-SHELLS = ("patterns.zeromq", "patterns.demos", "dws.nodes", "dws.http", "dws.cli")
+SHELLS = ("patterns.zeromq", "patterns.demos", "patterns.bench", "dws.nodes", "dws.http", "dws.cli")
 
 # By what it would let in. A dotted entry forbids that submodule alone.
 IMPURE = frozenset(

@@ -81,11 +81,48 @@ def status_text(told: ClusterStatus) -> str:
             f"work      policy {told.policy}, {told.lookups:,} lookups, {told.open_batches:,} uploads open,"
             f" {told.garbage:,} records to drop",
             f"servers   {summary}",
+            *([f"repair    {repair}"] if (repair := _repair_text(told)) else []),
             "",
             *([_servers(told.servers)] if told.servers else ["no web server has ever said hello"]),
-            *(f"note      {server.name}: {server.note}" for server in told.servers if server.note),
+            *(f"note      {server.name}: {note}" for server in told.servers if (note := _note(server))),
         )
     )
+
+
+def _repair_text(told: ClusterStatus) -> str:
+    """Copies wanted and not there, and how fast they come; empty if there is nothing to tell."""
+    repair = told.repair
+    parts = []
+    if repair.missing:
+        parts.append(
+            f"{output.pages_text(repair.missing)}, {output.bytes_text(repair.missing_bytes)} to copy"
+        )
+        if repair.moving or repair.bytes_s:
+            parts.append(f"{repair.moving:,} on the way")
+            parts.append(f"{repair.pages_s:,.0f} pages/s, {output.bytes_text(repair.bytes_s)}/s")
+        if repair.left_s >= 0:
+            parts.append(f"{output.duration_text(repair.left_s)} left")
+        if repair.text:
+            parts.append(f"waits: {repair.text}")
+    elif repair.copied:
+        parts.append(f"done, {output.pages_text(repair.copied)} copied since the balancer's start")
+    if repair.surplus:
+        parts.append(f"{output.pages_text(repair.surplus)} with a copy too many")
+    if repair.damaged:
+        parts.append(f"{repair.damaged:,} damaged records set aside")
+    return ", ".join(parts)
+
+
+def _note(server: ServerStatus) -> str:
+    notes = [server.note] if server.note else []
+    if server.draining and server.to_move:
+        left = f"{output.pages_text(server.to_move)}, {output.bytes_text(server.to_move_bytes)}"
+        notes.append(f"drained: {left} left to move")
+    elif server.draining:
+        notes.append("drained: " + ("not needed any more" if server.state == "dead" else "safe to stop"))
+    if server.damaged:
+        notes.append(f"{server.damaged:,} damaged records set aside")
+    return "; ".join(notes)
 
 
 def _servers(servers: list[ServerStatus]) -> str:
@@ -201,7 +238,9 @@ def why(session: Session, /, name: str) -> None:
     """Show which server would serve a page, and why.
 
     The download load is rtt + (waiting + assigned) × service time / workers; among the page's live holders
-    the policy least-load chooses the one with the least. The upload load decides where new pages go.
+    the policy least-load chooses the one with the least, where an rtt under 10 ms counts as none, and of idle
+    ones the one that has been idle longest. Waiting and assigned are what should be left of them by now. The
+    upload load decides where new pages go.
     """
     check_name(name)
     with session.client() as client:

@@ -49,6 +49,11 @@ def emit_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
+def emit_json_line(value: Any) -> None:
+    """One of many JSON documents, a line each, as they come."""
+    click.echo(json.dumps(value))
+
+
 def emit_json_list(values: Iterable[Any]) -> None:
     """A JSON array of any length, one element a line, printed as its elements come."""
     separator = "["

@@ -20,7 +20,7 @@ from dws.names import format_version
 if TYPE_CHECKING:
     from dws.nodes.client import Client
 
-LIVE = ("alive", "suspect")
+LIVE = ("alive", "suspect", "draining")
 
 
 def plain_record(record: Record) -> dict[str, Any]:

@@ -23,8 +23,12 @@ COMMANDS: Final = {
     "stat": ("pages", "stat"),
     "rm": ("pages", "rm"),
     "why": ("cluster", "why"),
+    "trace": ("trace", "trace"),
     "status": ("cluster", "status"),
+    "node": ("maintenance", "node"),
+    "doctor": ("doctor", "doctor"),
     "serve": ("serve", "serve"),
+    "sim": ("sim", "sim"),
     "completion": ("completion", "completion"),
 }
 

@@ -9,15 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
 from dws.cli.session import Session, balancer_option, pass_session
-from dws.cli.settings import Settings
+from dws.cli.settings import Settings, parse_bytes
 from dws.config import Config
 from dws.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dws.nodes.recording import RecordSettings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -59,6 +62,32 @@ def node_options(command: _Command) -> _Command:
     return config_options(command)
 
 
+def record_options(command: _Command) -> _Command:
+    """--record and --record-max: they fill `record_of`'s settings."""
+    command = click.option(
+        "--record-max", metavar="SIZE", help="Where a recording ends, at the latest.  [default: 1GiB]"
+    )(command)
+    return click.option(
+        "--record", metavar="PATH", type=click.Path(path_type=Path),
+        help="Record what happens, for `dws sim replay`: a new file, or a directory for one each start.",
+    )(command)  # fmt: skip
+
+
+def record_of(flags: dict[str, Any]) -> "RecordSettings | None":
+    """Takes its flags out of `flags`; what is left is the command's own."""
+    path, size = flags.pop("record"), flags.pop("record_max")
+    if path is None:
+        if size is not None:
+            raise click.UsageError("--record-max without --record: there is no recording to bound")
+        return None
+    from dws.nodes.recording import BYTES_MAX, RecordSettings
+
+    try:
+        return RecordSettings(path, BYTES_MAX if size is None else parse_bytes(size))
+    except ValueError as error:
+        raise click.UsageError(f"--record-max: {error}") from None
+
+
 @click.group()
 def serve() -> None:
     """Start one node by hand.
@@ -76,6 +105,7 @@ Examples:
 """
 )
 @click.option("--rebuild", is_flag=True, help="Make the catalog anew from what the web servers hold.")
+@record_options
 @node_options
 @pass_session
 def balancer(
@@ -88,6 +118,7 @@ def balancer(
     """
     settings = session.settings
     config = config_of(settings, flags, pairs)
+    record = record_of(flags)
     data = _data(settings, flags)
     bind = settings.get("serve.bind", flags["bind"])
     # It announces itself to nobody, so unlike a web server it may leave this open.
@@ -100,7 +131,15 @@ def balancer(
 
     port = 5600 if port is None else port
     return run(
-        BalancerSettings(data=data, bind=bind, port=port, advertise=advertise, config=config, rebuild=rebuild)
+        BalancerSettings(
+            data=data,
+            bind=bind,
+            port=port,
+            advertise=advertise,
+            config=config,
+            rebuild=rebuild,
+            record=record,
+        )
     )
 
 
@@ -127,6 +166,7 @@ Examples:
     help="Serve HTTP beside it, on this port; 0 takes a free one.  [default: no HTTP]",
 )
 @click.option("--name", metavar="NAME", help="What it is called in reports.  [env DWS_NAME]")
+@record_options
 @node_options
 @balancer_option
 @pass_session
@@ -142,6 +182,7 @@ def webserver(
     """Start a web server. It stores pages in its data directory, by which it is known ever after."""
     settings = session.settings
     config = config_of(settings, flags, pairs)
+    record = record_of(flags)
     name = settings.get("serve.name", flags["name"])
     if not name:
         raise click.UsageError("a web server needs a name: --name web-1, or DWS_NAME")
@@ -166,6 +207,7 @@ def webserver(
             port=port,
             config=config,
             http=HttpSettings(http_port, gateway),
+            record=record,
         )
     )
 

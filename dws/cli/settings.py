@@ -92,7 +92,7 @@ class Setting(Struct, frozen=True):
 
 
 def _config_parser(field: msgspec.structs.FieldInfo) -> Callable[[str], Any]:
-    if field.name.endswith("_bytes"):
+    if field.name.endswith(("_bytes", "_bytes_s")):
         return parse_bytes
     if field.type is str:
         return str

@@ -291,7 +291,7 @@ class Endpoint:
         if self._reader.record(record.name, record.version) is not None:
             version = format_version(record.version)
             _log.error("%s (version %s) is damaged on this disk", record.name, version)
-            self._reader.note_damage(record)
+            self.tally.damage(record.name, record.version)
         self._pass_on(record.name, target, proto)
 
     def _pass_on(self, path: str, target: Target, proto: Any, method: str = "GET") -> None:

@@ -23,14 +23,14 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from dws.limits import RESPONSE_BOUNDS_S
-from dws.membership import ALIVE, CONTESTED, DEAD, JOINING, SUSPECT
+from dws.membership import ALIVE, CONTESTED, DEAD, DRAINING, JOINING, SUSPECT
 from dws.messages import ClusterStatus, NodeStatsAre, ServerStatus
 
 if TYPE_CHECKING:
     from dws.http.figures import Redirects
 
 CONTENT_TYPE: Final[str] = CONTENT_TYPE_LATEST
-_STATES: Final = (ALIVE, SUSPECT, DEAD, JOINING, CONTESTED)
+_STATES: Final = (ALIVE, SUSPECT, DEAD, JOINING, CONTESTED, DRAINING)
 _COPIES: Final = ("0", "1", "2", "3+")
 #: Kinds of events that one node may count; what a hostile peer provokes makes no more.
 _EVENTS_MAX: Final = 200
@@ -69,6 +69,7 @@ _PROCESS: Final = {
     "process cpu ms": ("dws_process_cpu_seconds", "Processor time of a node's process.", 1e-3, True),
     "process resident bytes": ("dws_process_resident_memory_bytes", "Resident memory.", 1.0, False),
     "process open files": ("dws_process_open_fds", "Open file descriptors.", 1.0, False),
+    "process open files at most": ("dws_process_max_fds", "Bound on open file descriptors.", 1.0, False),
 }
 #: Figures of a server that are exported under a name of their own, and what is no count.
 _ELSEWHERE: Final = frozenset({"served", "failed", "bytes sent", "orders open", *_PROCESS})

@@ -26,6 +26,8 @@ class Tally:
         self.bytes_sent = 0
         self.pages: dict[str, list[int]] = {}
         self.response = [0] * (len(RESPONSE_BOUNDS_S) + 1)
+        self.damaged: dict[tuple[str, int], None] = {}
+        """Pages whose bytes were wrong; more than one report holds are met again by the next reader."""
         self._endpoint = endpoint
         self._number = 0
         self._waiting: deque[Visits] = deque()
@@ -43,6 +45,10 @@ class Tally:
 
     def took(self, seconds: float) -> None:
         self.response[bisect_left(RESPONSE_BOUNDS_S, seconds)] += 1
+
+    def damage(self, name: str, version: int) -> None:
+        if len(self.damaged) < VISITS_MAX_PAGES:
+            self.damaged[name, version] = None
 
     def report(self) -> Visits:
         """What is to be told now: the oldest report that was not counted, or all that came since."""
@@ -68,7 +74,9 @@ class Tally:
             if not self._waiting:
                 report.served, report.failed, report.bytes_sent = self.served, self.failed, self.bytes_sent
                 report.response = self.response
+                report.damaged = list(self.damaged)
             self._waiting.append(report)
         self.served = self.failed = self.bytes_sent = 0
         self.pages = {}
+        self.damaged = {}
         self.response = [0] * len(self.response)

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from msgspec import Struct
@@ -52,6 +52,10 @@ from patterns.zeromq.service import Service
 from patterns.zeromq.sockets import Monitor, make_socket
 from patterns.zeromq.writer import Writer
 
+if TYPE_CHECKING:
+    from dws.nodes.recording import RecordSettings
+    from dws.sim.recorder import Recorder
+
 _log = logging.getLogger("dws.balancer")
 
 _ROUND_ANSWERS = 64
@@ -70,6 +74,7 @@ class BalancerSettings(Struct):
     advertise: str = ""
     config: Config = Config()
     rebuild: bool = False
+    record: "RecordSettings | None" = None
 
 
 def serve(settings: BalancerSettings) -> int:
@@ -93,15 +98,13 @@ def serve(settings: BalancerSettings) -> int:
 def _serve(settings: BalancerSettings, store: LmdbCatalogStore, host: str) -> int:
     head = store.head
     now = time.monotonic()
-    machine = Balancer(
-        head, store.load(), store.outcome, store.knows_start, settings.config, random.Random(), now
-    )
+    machine, recorder = _machine(settings, store, now)
 
     def commit(decisions: Sequence[Decision]) -> list[int]:
         store.commit(decisions, head.epoch)
         return [decision.number for decision in decisions]
 
-    node = BalancerNode(settings, machine, host, head.cluster, commit)
+    node = BalancerNode(settings, machine, host, head.cluster, commit, recorder)
     machine.counted_elsewhere = node.counters
     pages = len(machine.catalog.pages)
     text = f"cluster {head.cluster.hex()[:8]}, epoch {head.epoch}, {pages} pages"
@@ -110,6 +113,20 @@ def _serve(settings: BalancerSettings, store: LmdbCatalogStore, host: str) -> in
     finally:
         node.close()
     return 0
+
+
+def _machine(
+    settings: BalancerSettings, store: LmdbCatalogStore, now: float
+) -> "tuple[Balancer, Recorder | None]":
+    if settings.record is not None:
+        from dws.nodes.recording import recorded_balancer
+
+        recorded = recorded_balancer(settings.record, store, settings.config, now)
+        if recorded is not None:
+            return recorded
+    rng = random.Random()
+    machine = Balancer(store.head, store.load(), store.outcome, store.knows_start, settings.config, rng, now)
+    return machine, None
 
 
 def _rebuild(settings: BalancerSettings, host: str) -> bool:
@@ -151,6 +168,7 @@ class BalancerNode:
     """machine: the Balancer, or the Rebuild that comes before it on the same sockets.
 
     cluster: the realm of all frames. commit: makes decisions durable, in the writer's thread.
+    recorder: what the machine is to be driven through, if it is recorded.
     """
 
     def __init__(
@@ -160,9 +178,13 @@ class BalancerNode:
         host: str,
         cluster: bytes,
         commit: Callable[[Sequence[Decision]], Sequence[int]],
+        recorder: "Recorder | None" = None,
     ) -> None:
         config = settings.config
         self.machine = machine
+        self._recorder = recorder
+        self._handle_in = (recorder or machine).handle
+        self._locate = (recorder or machine).locate
         self.rebuilt: Rebuilt | None = None
         self._settings = settings
         self._cluster = cluster
@@ -234,6 +256,8 @@ class BalancerNode:
             service.socket.close(0)
         self._beats.close(0)
         self._context.term()
+        if self._recorder is not None:
+            self._recorder.end("the node was stopped")
 
     # -- events in -----------------------------------------------------------------------------
 
@@ -247,7 +271,7 @@ class BalancerNode:
             service.reply(peer, frame, encode(Error(BadRequest.code, text[:500])))
             return
         if type(message) is Locate:
-            located = self.machine.locate(message, time.monotonic())
+            located = self._locate(message, time.monotonic())
             service.reply(peer, frame, encode(located))
         else:
             self._defer(_CLIENTS, peer, frame, message)
@@ -325,7 +349,7 @@ class BalancerNode:
 
     def _handle(self, event: Any) -> None:
         perform = self._perform_by
-        for effect in self.machine.handle(event, time.monotonic()):
+        for effect in self._handle_in(event, time.monotonic()):
             perform[type(effect)](effect)
 
     def _on_round(self, now: float) -> None:

@@ -8,6 +8,7 @@ catalog should name.
 | --- | --- | --- |
 | meta | `head` | format, cluster id, epoch of the last start, and whether it was rebuilt |
 | meta | `decision` | number of the last decision (8 bytes, big endian) |
+| meta | `last-number` | the highest number that a server was given (8 bytes, big endian) |
 | pages | page key (16 bytes) | Record of the visible version |
 | batches | batch id | RememberedBatch |
 | forget | forget_at in seconds, rounded up (8 bytes, big endian), batch id | empty |
@@ -187,12 +188,14 @@ class LmdbCatalogStore:
             _put_records(txn, tables, decision.puts)
         for name in decision.removes:
             txn.delete(page_key(name), db=tables.pages)
-        if decision.batch:
+        if any(decision.batch):
             remembered = RememberedBatch(decision.version, decision.forget_at)
             txn.put(decision.batch, encode(remembered), db=tables.batches)
             txn.put(_forget_key(decision.forget_at, decision.batch), b"", db=tables.forget)
         if decision.server is not None:
             _put_server(txn, tables, decision.server)
+        if decision.forget:
+            txn.delete(_number_key(decision.forget), db=tables.servers)
         if decision.number > _decision_number(txn, tables):
             txn.put(b"decision", _number_key(decision.number), db=tables.meta)
 
@@ -222,7 +225,8 @@ class LmdbCatalogStore:
             cursor = txn.cursor(db=tables.servers)
             servers = [_decode_server(raw) for raw in cursor.iternext(keys=False)]
             decision = _decision_number(txn, tables)
-        return CatalogHead(now.cluster, now.epoch, nonce, decision, servers, now.rebuilt)
+            last_number = max([_last_number(txn, tables), *(server.number for server in servers)])
+        return CatalogHead(now.cluster, now.epoch, nonce, decision, servers, now.rebuilt, last_number)
 
 
 def write_rebuilt(
@@ -319,6 +323,10 @@ def _decision_number(txn: "lmdb.Transaction[bytes]", tables: _Tables) -> int:
     return int.from_bytes(txn.get(b"decision", b"", db=tables.meta))
 
 
+def _last_number(txn: "lmdb.Transaction[bytes]", tables: _Tables) -> int:
+    return int.from_bytes(txn.get(b"last-number", b"", db=tables.meta))
+
+
 def _write_start(
     txn: "lmdb.Transaction[bytes]", tables: _Tables, fixed: _Fixed, random_bytes: RandomBytes
 ) -> int:
@@ -339,6 +347,8 @@ def _put_records(txn: "lmdb.Transaction[bytes]", tables: _Tables, records: Seque
 
 def _put_server(txn: "lmdb.Transaction[bytes]", tables: _Tables, server: KnownServer) -> None:
     txn.put(_number_key(server.number), encode(server), db=tables.servers)
+    if server.number > _last_number(txn, tables):
+        txn.put(b"last-number", _number_key(server.number), db=tables.meta)
 
 
 def _number_key(number: int) -> bytes:

@@ -31,10 +31,11 @@ from dws.limits import (
     LOCATE_MAX_NAMES,
     MIB,
 )
-from dws.messages import ANY, List, NodeStats, Ping, Stat, Status, Why
+from dws.messages import ANY, Drain, Forget, List, NodeStats, Ping, Resume, Stat, Status, Why
 from dws.names import check_name
 from dws.nodes.content_types import content_type
 from dws.nodes.endpoints import with_offset
+from dws.nodes.observed import Observer
 from dws.nodes.runner import Runner
 from dws.nodes.sources import BytesSource, FileSource, SizedStream, StreamSource
 from dws.nodes.trees import scan_tree
@@ -99,15 +100,17 @@ def connect(
     timeout_s: float = 10.0,
     context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     seed: int | None = None,
+    observer: Observer | None = None,
 ) -> "Client":
     """A client of the cluster behind this balancer. Connecting happens on first use.
 
     timeout_s: how long a call may take without progress before it raises.
     seed: makes request ids and batch ids repeatable, for tests.
+    observer: told of every message as it is sent or received; `dws trace` is one.
     Raises ConfigError if `balancer` is no endpoint of the form tcp://HOST:PORT.
     """
     with_offset(balancer, 0)
-    return Client(balancer, timeout_s=timeout_s, context=context, seed=seed)
+    return Client(balancer, timeout_s=timeout_s, context=context, seed=seed, observer=observer)
 
 
 class Client:
@@ -123,13 +126,14 @@ class Client:
         timeout_s: float = 10.0,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
         seed: int | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.balancer = balancer
         self.timeout_s = timeout_s
         self.served: Counter[str] = Counter()
         """Web server → pages (or chunks of large pages) that it delivered to this client."""
         self._rng = random.Random(seed) if seed is not None else random.Random(secrets.randbits(64))
-        self._runner = Runner(balancer, context, self._rng)
+        self._runner = Runner(balancer, context, self._rng, observer)
         self._directory = self._runner.directory
 
     def __enter__(self) -> "Client":
@@ -442,6 +446,24 @@ class Client:
     def status(self) -> messages.ClusterStatus:
         status: messages.ClusterStatus = self._call(Status())
         return status
+
+    def drain(self, server: str, number: int = 0) -> messages.Maintained:
+        """Have everything copied off a web server; `status` tells how much is left to move. number: of its
+        namesakes, this one. Raises Refused, TooFewServers."""
+        return self._maintain(Drain(server, number))
+
+    def resume(self, server: str, number: int = 0) -> messages.Maintained:
+        """Take a drain back. Raises Refused."""
+        return self._maintain(Resume(server, number))
+
+    def forget(self, server: str, number: int = 0, *, force: bool = False) -> messages.Maintained:
+        """A dead web server will not come back. force: though a page's last copy may lie there.
+        Raises Refused."""
+        return self._maintain(Forget(server, number, force))
+
+    def _maintain(self, request: Drain | Resume | Forget) -> messages.Maintained:
+        maintained: messages.Maintained = self._call(request)
+        return maintained
 
     def why(self, name: str) -> messages.Because:
         because: messages.Because = self._call(Why(name))

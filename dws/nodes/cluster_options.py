@@ -27,6 +27,7 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     host: what nodes bind and, unless `advertise` says otherwise, announce.
     site: a directory to upload at the first start.
     rebuild: make the catalog anew from what the web servers hold, once, at this start.
+    record: a directory in which the balancer and the web servers record all that happens to them.
     http_port: the gateway's; 0 takes a free one; None: no gateway, and web servers without HTTP endpoints.
     """
 
@@ -39,6 +40,7 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     config: Config = Config()
     site: Path | None = None
     rebuild: bool = False
+    record: Path | None = None
     restart: bool = True
     restart_first_s: float = 3.0
     restart_most_s: float = 60.0
@@ -67,6 +69,10 @@ def check(options: ClusterOptions) -> None:
     address(options.host)
     if options.site is not None and not options.site.is_dir():
         raise ConfigError(f"{options.site} is not a directory to upload")
+    if options.record is not None and options.record.exists() and not options.record.is_dir():
+        raise ConfigError(
+            f"{options.record} is not a directory to record into: each start makes a file in it"
+        )
 
 
 def _check_http(port: int) -> None:

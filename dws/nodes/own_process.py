@@ -4,6 +4,7 @@ What lives here: readings of the operating system, taken when somebody asks. Wha
 must not: their names in Prometheus (http/metrics.py knows the keys).
 """
 
+import resource
 from collections.abc import Callable, Iterator, Mapping
 
 import psutil
@@ -23,6 +24,7 @@ class OwnProcess(Mapping[str, int]):
             "cpu ms": cpu_ms,
             "resident bytes": lambda: int(process.memory_info().rss),
             "open files": process.num_fds,
+            "open files at most": lambda: int(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         }
 
     def __getitem__(self, key: str) -> int:

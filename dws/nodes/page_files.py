@@ -205,16 +205,19 @@ class PageFiles:
         finally:
             self._give_back(opened)
 
-    def pieces(self, key: bytes, length: int) -> Iterator[bytes]:
-        """All bytes of a page, `length` at a time, from the disk as far as the kernel lets us say so:
-        clean pages are put out of its cache first. Raises OSError."""
+    def size(self, key: bytes) -> int:
+        """Bytes of a page's file. Raises OSError."""
+        return os.stat(self.path(key)).st_size
+
+    def chunks(self, key: bytes, chunks: range, length: int) -> Iterator[tuple[int, bytes]]:
+        """These chunks of a page's file with their numbers, from the disk as far as the kernel lets us say
+        so: they are put out of its cache first. Raises OSError."""
         descriptor = os.open(self.path(key), os.O_RDONLY)
         try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            offset = 0
-            while piece := os.pread(descriptor, length, offset):
-                yield piece
-                offset += len(piece)
+            first, size = chunks.start * length, len(chunks) * length
+            os.posix_fadvise(descriptor, first, size, os.POSIX_FADV_DONTNEED)
+            for chunk in chunks:
+                yield chunk, os.pread(descriptor, length, chunk * length)
         finally:
             os.close(descriptor)
 

@@ -11,7 +11,7 @@ no writer and sees a commit as soon as it is durable.
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,8 @@ from dws.limits import CHUNK_BYTES, GET_MAX_BYTES, MIB
 from dws.messages import Change, Dropped, Record, decode_change, decode_record
 from dws.nodes.page_files import PageFiles
 from dws.nodes.page_tables import Tables, change_key, find_tables, inline_key, record_key
-from dws.nodes.store_directory import STORE_NAME
+from dws.nodes.store_directory import STORE_NAME, DiskProbe
+from dws.store import GOOD, NOT_THERE, UNREADABLE, WRONG, Part
 
 #: `changes` returns no more than this, so that what it returns fits a message.
 CHANGES_MAX_BYTES: Final = 4 * MIB
@@ -43,6 +44,12 @@ class PageReader:
         self._tables = tables
         self._inline = tables.inline
         self._files = files
+        self._probe = DiskProbe(Path(environment.path()))
+
+    def close(self) -> None:
+        self._probe.close()
+        self._files.close()
+        self._environment.close()
 
     # -- pages -----------------------------------------------------------------------
 
@@ -165,23 +172,62 @@ class PageReader:
                 more = cursor.next()
         return found
 
-    def verify(self, name: str, version: int) -> bool:
-        """Whether the page, read back from the disk, and its digest list have the digests of its record.
+    def place(self) -> bytes:
+        """How far the scrubber had got."""
+        with self._environment.begin() as txn:
+            return txn.get(b"place", db=self._tables.meta) or b""
 
-        In pieces, but all of it: for large pages not a call for the thread that serves."""
-        key = record_key(name, version)
+    # -- reading back: not for the thread that serves ------------------------------------------
+
+    def check(self, parts: Sequence[Part]) -> list[int]:
+        """Of each part, what was found (see store.PageChecker)."""
+        return [self._check_part(part) for part in parts]
+
+    def _check_part(self, part: Part) -> int:
+        key = record_key(part.name, part.version)
         with self._environment.begin() as txn:
             raw = txn.get(key, db=self._tables.records)
             data = txn.get(inline_key(key), db=self._inline)
             digests = txn.get(key, db=self._tables.lists)
         if raw is None:
-            return False
+            return NOT_THERE
         record = decode_record(raw)
         if data is not None:
-            return len(data) == record.size and blake3(data).digest() == record.digest
-        if digests is None or (digests and blake3(digests).digest() != record.list_digest):
-            return False
-        return self._verify_file(key, record, digests)
+            is_right = len(data) == record.size and blake3(data).digest() == record.digest
+        elif digests is None or (digests and blake3(digests).digest() != record.list_digest):
+            is_right = False
+        else:
+            try:
+                is_right = self._check_file(key, record, digests or record.digest, part)
+            except FileNotFoundError:
+                is_right = False
+            except OSError:
+                return UNREADABLE
+        if is_right:
+            return GOOD
+        # A drop of it that came in between deletes its file.
+        return WRONG if self._record(key) == record else NOT_THERE
+
+    def _check_file(self, key: bytes, record: Record, digests: bytes, part: Part) -> bool:
+        """Whether these chunks of a page file have their digests. Raises OSError."""
+        last = min(part.chunk + part.chunks, -(-record.size // CHUNK_BYTES))
+        return self._files.size(key) == record.size and all(
+            blake3(piece).digest() == digests[32 * chunk : 32 * chunk + 32]
+            for chunk, piece in self._files.chunks(key, range(part.chunk, last), CHUNK_BYTES)
+        )
+
+    def read_back(self) -> None:
+        """Read a little of the record store from the disk. Raises OSError."""
+        self._probe.read()
+
+    # -- damage -----------------------------------------------------------------------------
+
+    def take_damaged(self) -> list[Dropped]:
+        """What reading came across since the last time."""
+        if not self.damaged:
+            return []
+        damaged, self.damaged = self.damaged, []
+        return damaged
 
     def note_damage(self, record: Record) -> None:
         """List a page among the damaged."""
@@ -211,18 +257,6 @@ class PageReader:
             return None
         return data
 
-    def _verify_file(self, key: bytes, record: Record, digests: bytes) -> bool:
-        whole, chunks, size = blake3(), [], 0
-        try:
-            for piece in self._files.pieces(key, CHUNK_BYTES):
-                whole.update(piece)
-                size += len(piece)
-                if digests:
-                    chunks.append(blake3(piece).digest())
-        except OSError:
-            return False
-        return size == record.size and whole.digest() == record.digest and b"".join(chunks) == digests
-
 
 class SharedPageReader(PageReader):
     """A page store that another process has open, for as long as it lives. Writes nothing, takes no lock."""
@@ -243,7 +277,3 @@ class SharedPageReader(PageReader):
         except BaseException:
             environment.close()
             raise
-
-    def close(self) -> None:
-        self._files.close()
-        self._environment.close()

@@ -20,12 +20,13 @@ import lmdb
 from msgspec.structs import replace
 
 from dws.errors import Refused
-from dws.limits import MANIFEST_BUCKETS, MIB, PAGE_MAX_BYTES
+from dws.limits import GIB, MANIFEST_BUCKETS, MIB, PAGE_MAX_BYTES
 from dws.messages import decode_record
 from dws.nodes.page_files import Gap, PageFiles, StagedFiles
 from dws.nodes.page_reader import PageReader
 from dws.nodes.page_tables import State, decode_identity, decode_state, encode_identity, open_tables
 from dws.nodes.page_transaction import PageTransaction, Parts, Room, full
+from dws.nodes.quarantine import Quarantine
 from dws.nodes.store_directory import (
     CATALOG_NAME,
     STORE_NAME,
@@ -39,9 +40,11 @@ from dws.store import (
     DiscardStaged,
     DropRecords,
     Identity,
+    KeepPlace,
     OpResult,
     PageStoreOp,
     Remember,
+    SetAside,
     StoreBatch,
     WriteStaged,
 )
@@ -50,7 +53,7 @@ from dws.store import (
 #: write, which it reports like a broken disk; and drops, which make room, write too.
 DISK_RESERVE_BYTES: Final = 64 * MIB
 
-_Recorded = StoreBatch | DropRecords | Remember
+_Recorded = StoreBatch | DropRecords | Remember | SetAside | KeepPlace
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -63,11 +66,14 @@ class LmdbPageStore(PageReader):
         path: Path,
         *,
         quota_bytes: int,
+        set_aside_bytes: int = 4 * GIB,
         map_bytes: int = 1 << 40,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        lock: DirectoryLock | None = None,
     ) -> None:
-        """quota_bytes bounds the pages' own bytes, stored and staged. map_bytes is address space, a bound
-        of LMDB's file (records and small pages); both may change from one opening to the next.
+        """quota_bytes bounds the pages' own bytes, stored and staged; set_aside_bytes those of damaged
+        pages. map_bytes is address space, a bound of LMDB's file (records and small pages); all may change
+        from one opening to the next. lock: the directory's, if the caller has it, and keeps it.
 
         Raises Refused (in use, or no store), ConfigError (map_bytes), OSError, lmdb.Error, SyncFailed.
         """
@@ -76,8 +82,9 @@ class LmdbPageStore(PageReader):
         self._failure: BaseException | None = None
         make_directory(path)
         with ExitStack() as undo:
-            self._lock = DirectoryLock(path)
-            undo.callback(self._lock.close)
+            self._lock = DirectoryLock(path) if lock is None else None
+            if self._lock is not None:
+                undo.callback(self._lock.close)
             refuse_foreign(path, CATALOG_NAME, "balancer")
             environment = open_environment(
                 path / STORE_NAME, map_bytes=map_bytes, databases=8, readahead=False
@@ -85,7 +92,10 @@ class LmdbPageStore(PageReader):
             undo.callback(environment.close)
             super().__init__(environment, open_tables(environment), PageFiles(path / "pages"))
             self._staged = StagedFiles(path / "staging")
-            self._parts = Parts(environment, self._tables, self._files, self._staged)
+            self.quarantine = Quarantine(path / "quarantine", set_aside_bytes)
+            self._parts = Parts(
+                environment, self._tables, self._files, self._staged, self.quarantine, self.check
+            )
             self._state, self.identity = self._begin_life(random_bytes)
             self._settle_files()
             sync_directory(path)
@@ -94,9 +104,9 @@ class LmdbPageStore(PageReader):
     def close(self) -> None:
         """Close everything and give the directory back. Call it when the other threads are done."""
         self._staged.close()
-        self._files.close()
-        self._environment.close()
-        self._lock.close()
+        super().close()
+        if self._lock is not None:
+            self._lock.close()
 
     # -- what is counted -----------------------------------------------------------------
 
@@ -255,7 +265,7 @@ class _Group:
         self.ops.append(op)
         self.indexes.append(index)
         self._handles |= _staged_handles(op)
-        self._drops = self._drops or isinstance(op, DropRecords)
+        self._drops = self._drops or isinstance(op, DropRecords | SetAside)
 
     def must_go_before(self, op: PageStoreOp) -> bool:
         """Whether `op` would find something else if the group were settled after it."""

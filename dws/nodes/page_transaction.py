@@ -1,6 +1,6 @@
 """One write transaction over a page store: operations go in one by one, then all are durable or none.
 
-What lives here: what storing, dropping and remembering do to records, bytes,
+What lives here: what storing, dropping, setting aside and remembering do to records, bytes,
 sums, counters, the log of changes and page files, and the checks of each
 operation. What must not: the choice of what shares a transaction, which
 page_store.py makes, and staged bytes on their way in.
@@ -14,7 +14,7 @@ file is deleted only after its record's end is durable. So a crash leaves at mos
 a file without a record, and opening deletes those.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 import lmdb
@@ -33,8 +33,22 @@ from dws.nodes.page_tables import (
     inline_key,
     record_key,
 )
+from dws.nodes.quarantine import Quarantine
 from dws.nodes.store_directory import sync_directory
-from dws.store import Blob, DropRecords, Identity, OpResult, Remember, StoreBatch
+from dws.store import (
+    UNREADABLE,
+    WRONG,
+    Blob,
+    Damaged,
+    DropRecords,
+    Identity,
+    KeepPlace,
+    OpResult,
+    Part,
+    Remember,
+    SetAside,
+    StoreBatch,
+)
 
 LOG_MAX_CHANGES: Final = 1024
 # A change of 1,000 pages with the longest names takes 1.4 MiB, so the count alone would bound little.
@@ -46,12 +60,14 @@ _LEAVES_BYTES: Final = 8 * KIB
 
 
 class Parts(NamedTuple):
-    """What a page store is made of."""
+    """What a page store is made of. check: its pages read back, as they were before the transaction."""
 
     environment: lmdb.Environment
     tables: Tables
     files: PageFiles
     staged: StagedFiles
+    quarantine: Quarantine
+    check: Callable[[Sequence[Part]], list[int]]
 
 
 class Room(NamedTuple):
@@ -78,15 +94,22 @@ class PageTransaction:
         self._consumed: set[int] = set()  # handles of staged files that are staged no more afterwards
         self._added: dict[bytes, int] = {}  # record keys of files put in place, and their handles
         self._removed: list[bytes] = []  # record keys whose files are to be deleted
+        self._placed = False
         self._txn = parts.environment.begin(write=True)
         self._open = True
 
     # -- the transaction -------------------------------------------------------------
 
-    def apply(self, operation: StoreBatch | DropRecords | Remember) -> OpResult:
+    def apply(self, operation: StoreBatch | DropRecords | Remember | SetAside | KeepPlace) -> OpResult:
         """Do it, or say why not. Raises lmdb.Error, OSError, SyncFailed: then `abandon` or `abort`."""
         if isinstance(operation, Remember):
             return self._remember(operation)
+        if isinstance(operation, SetAside):
+            return self._set_aside(operation)
+        if isinstance(operation, KeepPlace):
+            self._placed = True
+            self._txn.put(b"place", operation.place, db=self._tables.meta)
+            return OpResult()
         stale = self._stale(operation)
         if stale:
             return OpResult(code="stale", text=stale)
@@ -109,7 +132,7 @@ class PageTransaction:
         if self._identity != identity:
             identity = self._identity
             self._txn.put(b"identity", encode_identity(identity), db=self._tables.meta)
-        self._end(commit=(state, identity) != self._before)
+        self._end(commit=self._placed or (state, identity) != self._before)
         return state, identity
 
     def finish(self) -> None:
@@ -180,23 +203,47 @@ class PageTransaction:
         return OpResult(change=self._log([blob.record for blob in missing.values()], []))
 
     def _drop(self, operation: DropRecords) -> OpResult:
-        txn, tables = self._txn, self._tables
         dropped = []
         for each in operation.records:
             key = record_key(each.name, each.version)
-            raw = txn.pop(key, db=tables.records)
+            raw = self._txn.pop(key, db=self._tables.records)
             if raw is None:
                 continue
-            record = decode_record(raw)
-            if record.size <= INLINE_MAX_BYTES:
-                txn.delete(inline_key(key), db=tables.inline)
-            else:
-                txn.delete(key, db=tables.lists)
-                self._removed.append(key)
-            self._count(key, record, -1)
-            self._quota_room += record.size
+            self._delete(key, decode_record(raw))
             dropped.append(each)
         return OpResult(change=self._log([], dropped)) if dropped else OpResult()
+
+    def _set_aside(self, operation: SetAside) -> OpResult:
+        gone = []
+        for page in operation.pages:
+            found = self._parts.check([Part(page.name, page.version, page.chunk, 1)])[0]
+            key = record_key(page.name, page.version)
+            raw = self._txn.get(key, db=self._tables.records)
+            if raw is None or found not in (WRONG, UNREADABLE):
+                continue
+            record = decode_record(raw)
+            self._keep(key, record, page)
+            self._txn.delete(key, db=self._tables.records)
+            self._delete(key, record)
+            gone.append(Dropped(page.name, page.version))
+        return OpResult(change=self._log([], gone)) if gone else OpResult()
+
+    def _keep(self, key: bytes, record: Record, page: Damaged) -> None:
+        """Before the record goes: should it stay after all, it is one whose bytes are gone, not wrong."""
+        file = self._parts.files.path(key)
+        is_inline = record.size <= INLINE_MAX_BYTES
+        left = self._txn.get(inline_key(key), db=self._tables.inline) if is_inline else file
+        self._parts.quarantine.keep(file.name, record, page, left)
+
+    def _delete(self, key: bytes, record: Record) -> None:
+        """What there is of a page beside its record."""
+        if record.size <= INLINE_MAX_BYTES:
+            self._txn.delete(inline_key(key), db=self._tables.inline)
+        else:
+            self._txn.delete(key, db=self._tables.lists)
+            self._removed.append(key)
+        self._count(key, record, -1)
+        self._quota_room += record.size
 
     # -- steps of storing ------------------------------------------------------------
 

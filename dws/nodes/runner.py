@@ -18,6 +18,7 @@ from dws.client import Directory, Operation, Send
 from dws.errors import ConfigError, DwsError, Unreachable, WrongThread
 from dws.limits import FRAME_MAX_BYTES
 from dws.messages import encode
+from dws.nodes.observed import ObservedCalls, Observer
 from dws.upload import PutBatch
 from patterns.request_reply import Requester
 from patterns.zeromq.calls import Calls
@@ -28,10 +29,14 @@ _REPLIES_A_ROUND = 8
 
 
 class Runner:
-    """balancer: its clients' endpoint. rng: for request ids."""
+    """balancer: its clients' endpoint. rng: for request ids. observer: told of every message."""
 
     def __init__(
-        self, balancer: str, context: "zmq.Context[zmq.Socket[bytes]] | None", rng: random.Random
+        self,
+        balancer: str,
+        context: "zmq.Context[zmq.Socket[bytes]] | None",
+        rng: random.Random,
+        observer: Observer | None = None,
     ) -> None:
         self.directory = Directory()
         self._balancer = balancer
@@ -39,10 +44,16 @@ class Runner:
         self._owns_context = context is None
         self._context = context or zmq.Context()
         self._poller = zmq.Poller()
-        requester: Requester[tuple[Operation, Any]] = Requester(rng.getrandbits(63), learn_realm=True)
-        self._calls = Calls(self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES)
+        self._calls = self._make_calls(rng.getrandbits(63), observer)
         self._running: set[Operation] = set()
         self._closed = False
+
+    def _make_calls(self, first_id: int, observer: Observer | None) -> Calls[tuple[Operation, Any]]:
+        context, told = self._context, self._socket_changed
+        if observer is not None:
+            return ObservedCalls(observer, context, first_id, told, frame_max_bytes=FRAME_MAX_BYTES)
+        requester: Requester[tuple[Operation, Any]] = Requester(first_id, learn_realm=True)
+        return Calls(context, requester, told, frame_max_bytes=FRAME_MAX_BYTES)
 
     def __contains__(self, operation: Operation) -> bool:
         return operation in self._running

@@ -4,7 +4,9 @@ What lives here: the steps that a page store and a catalog store share, and the
 error of a sync that failed. What must not: anything about what is stored.
 """
 
+import errno
 import fcntl
+import mmap
 import os
 from pathlib import Path
 from typing import Final
@@ -16,6 +18,8 @@ from dws.errors import ConfigError, DwsError, Refused
 LOCK_NAME = "LOCK"
 CATALOG_NAME: Final = "catalog.mdb"
 STORE_NAME: Final = "store.mdb"
+
+_PROBE_BYTES: Final = 4096
 
 
 class SyncFailed(DwsError):
@@ -76,6 +80,37 @@ class DirectoryLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+class DiskProbe:
+    """Reads a little of a file from its disk, past the kernel's cache where the file system can."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+        self._buffer = mmap.mmap(-1, _PROBE_BYTES)  # aligned, as a direct read wants it
+
+    def read(self) -> None:
+        """Raises OSError. For one thread at a time."""
+        if self._descriptor < 0:
+            self._descriptor = _open_direct(self._path)
+        os.preadv(self._descriptor, [self._buffer], 0)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._buffer.close()
+
+
+def _open_direct(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A file system in memory, say: there is no disk to ask.
+        return os.open(path, os.O_RDONLY)
 
 
 def refuse_foreign(directory: Path, name: str, owner: str) -> None:

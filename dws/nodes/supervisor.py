@@ -33,7 +33,7 @@ import msgspec
 from msgspec import Struct
 
 from dws.errors import ConfigError, DwsError, Refused, TimedOut, Unreachable
-from dws.membership import ALIVE
+from dws.membership import ALIVE, DRAINING
 from dws.messages import ServerStatus
 from dws.nodes.cluster_options import (
     ClusterOptions,
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 BALANCER: Final = "balancer"
 GATEWAY: Final = "gateway"
 WEBSERVER: Final = "webserver"
+
+#: States of a web server that is in sync and serves.
+_UP: Final = (ALIVE, DRAINING)
 
 _POLL_S: Final = 0.05
 _STILL_WAITING_S: Final = 5.0
@@ -100,6 +103,8 @@ class Supervisor:
         try:
             self._lock()
             self._refuse_fewer()
+            if self.options.record is not None:
+                self.options.record.mkdir(parents=True, exist_ok=True)
             self._start_balancer()
             if self.options.http_port is not None:
                 self._start_gateway(self.options.http_port)
@@ -190,6 +195,8 @@ class Supervisor:
         data = options.data / name
         log = options.data / "logs" / f"{name}.log"
         common = ["--data", str(data), "--log-level", options.log_level, *config_flags(options.config)]
+        if options.record is not None and role != GATEWAY:
+            common += ["--record", str(options.record)]
         backoff = Backoff(options.restart_first_s, options.restart_most_s)
         node = NodeProcess(name, role, [*arguments, *common], data, log, backoff)
         node.rotate_log()
@@ -253,10 +260,10 @@ class Supervisor:
         except (Unreachable, TimedOut):
             return "balancer (no answer)"
         found = {name: states.get((name, endpoint), "not heard of") for name, endpoint in wanted.items()}
-        return ", ".join(f"{name} ({state})" for name, state in found.items() if state != ALIVE)
+        return ", ".join(f"{name} ({state})" for name, state in found.items() if state not in _UP)
 
     def _state(self, server: ServerStatus) -> str:
-        if server.state == ALIVE and self.url and not server.http_endpoint:
+        if server.state in _UP and self.url and not server.http_endpoint:
             return "no HTTP endpoint yet"
         return server.state
 

@@ -2,7 +2,8 @@
 
 What lives here: carrying out effects and bringing events. What must not: any
 decision. The loop's thread owns all sockets and reads the store; a writer thread
-commits, so that no reader waits for an fsync.
+commits, so that no reader waits for an fsync; a checker thread reads pages back,
+so that none waits for more of a disk than its own page.
 """
 
 import gc
@@ -10,9 +11,9 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import zmq
@@ -20,12 +21,11 @@ from msgspec import Struct
 
 from dws import messages
 from dws.config import Config
-from dws.effects import Answer, AnswerData, AskPeer, Log, Publish, Report, Write
+from dws.effects import Answer, AnswerData, AskPeer, Inspect, Log, Publish, Report, Write
 from dws.errors import BadRequest, TryAgain
 from dws.following import Endpoints
 from dws.limits import FRAME_MAX_BYTES
-from dws.messages import Error, Fetch, Read, encode
-from dws.names import format_version
+from dws.messages import Dropped, Error, Fetch, Read, encode
 from dws.nodes.endpoint_process import EndpointProcess, EndpointProcessSettings, HttpSettings, is_installed
 from dws.nodes.endpoints import (
     BEATS_OFFSET,
@@ -39,11 +39,15 @@ from dws.nodes.endpoints import (
 from dws.nodes.own_process import OwnProcess
 from dws.nodes.page_store import LmdbPageStore
 from dws.nodes.refusals import refuse
-from dws.store import OpResult, PageStoreOp
+from dws.nodes.store_lives import StoreLife
+from dws.nodes.store_walk import walk
+from dws.store import GOOD, UNREADABLE, OpResult, PageStoreOp
 from dws.webserver import (
     BalancerUp,
+    Doubted,
     Figures,
     HttpUp,
+    Inspected,
     JobCame,
     PeerAnswered,
     PeerAsked,
@@ -63,6 +67,10 @@ from patterns.zeromq.service import Service
 from patterns.zeromq.sockets import Monitor, make_socket
 from patterns.zeromq.writer import Writer
 
+if TYPE_CHECKING:
+    from dws.nodes.recording import RecordSettings
+    from dws.sim.recorder import Recorder
+
 _log = logging.getLogger("dws.webserver")
 
 #: Requests taken in one round; the loop's other work waits for so many at most.
@@ -70,6 +78,42 @@ _ROUND_PAGES = 128
 _ROUND_JOBS = 16
 _ROUND_ANSWERS = 64
 _BATCH_BYTES = 16 << 20
+#: Over a shorter time a share of CPU says nothing.
+_CPU_EVERY_S = 0.2
+
+
+class _Owed(Struct):
+    """What a thread was given to do and has not done."""
+
+    count: int = 0
+    good_at: float = -1.0
+    moved_at: float = 0.0  # when it was last seen to finish something, or was idle
+    failing_since: float | None = None
+
+    def owe(self, now: float) -> None:
+        if not self.count:
+            self.moved_at = now
+        self.count += 1
+
+    def paid(self, now: float, *, good: bool) -> None:
+        self.count -= 1
+        self.moved_at = now
+        if good:
+            self.good_at = now
+
+    def failing(self, now: float, is_failing: bool) -> None:
+        """Whether the disk refuses what it should be able to do, whatever is asked."""
+        self.failing_since = (self.failing_since or now) if is_failing else None
+
+    def age(self, now: float) -> float:
+        """Since something was done well; -1: never yet."""
+        return now - self.good_at if self.good_at >= 0 else -1.0
+
+    def wait(self, now: float) -> float:
+        """How long the disk has owed an answer, or a good one."""
+        since = [self.moved_at] if self.count else []
+        since += [self.failing_since] if self.failing_since is not None else []
+        return now - min(since, default=now)
 
 
 class WebServerSettings(Struct):
@@ -81,14 +125,34 @@ class WebServerSettings(Struct):
     port: int = 0
     config: Config = Config()
     http: HttpSettings = HttpSettings()
+    record: "RecordSettings | None" = None
 
 
 def serve(settings: WebServerSettings) -> int:
     """Run until SIGINT or SIGTERM. Raises DwsError if it cannot start."""
     host = advertised(settings.bind, settings.advertise)
-    store = LmdbPageStore(settings.data, quota_bytes=settings.config.quota_bytes)
+    life = StoreLife(settings.data, lambda path: walk(path, settings.config.walk_s))
+    try:
+        life.note_faults()
+        _serve(settings, host, life)
+        life.end()
+    finally:
+        life.let_go()
+    return 0
+
+
+def _serve(settings: WebServerSettings, host: str, life: StoreLife) -> None:
+    config = settings.config
+    store = LmdbPageStore(
+        settings.data,
+        quota_bytes=config.quota_bytes,
+        set_aside_bytes=config.set_aside_bytes,
+        lock=life.lock,
+    )
+    store.damaged += [Dropped(name, version) for name, version in life.lost]
     try:
         node = WebServerNode(settings, store, host)
+        node.server.counters["stores set aside"] += bool(life.set_aside)
         try:
             node.run()
         finally:
@@ -96,7 +160,19 @@ def serve(settings: WebServerSettings) -> int:
     finally:
         withdraw(settings.data)
         store.close()
-    return 0
+
+
+def _machine(
+    settings: WebServerSettings, store: LmdbPageStore, endpoints: Endpoints
+) -> "tuple[WebServer, Recorder | None]":
+    now = time.monotonic()
+    if settings.record is not None:
+        from dws.nodes.recording import recorded_webserver
+
+        recorded = recorded_webserver(settings.record, settings.name, store, endpoints, settings.config, now)
+        if recorded is not None:
+            return recorded
+    return WebServer(settings.name, store, endpoints, settings.config, now), None
 
 
 class WebServerNode:
@@ -112,11 +188,12 @@ class WebServerNode:
             jobs_port = bind(self._jobs, settings.bind, 0)
             self._beats = make_socket(self._context, zmq.PUB, frame_max_bytes=FRAME_MAX_BYTES, hwm=16)
             self._beats.connect(with_offset(settings.balancer, BEATS_OFFSET))
+            endpoints = Endpoints(f"tcp://{host}:{port}", f"tcp://{host}:{jobs_port}")
+            self.server, self._recorder = _machine(settings, store, endpoints)
         except BaseException:
             self._context.destroy(0)
             raise
-        endpoints = Endpoints(f"tcp://{host}:{port}", f"tcp://{host}:{jobs_port}")
-        self.server = WebServer(settings.name, store, endpoints, config, time.monotonic())
+        self._handle_in = (self._recorder or self.server).handle
         identity = store.identity
         realm = identity.cluster or NO_REALM
         self._service = Service(pages, Replier(realm), self._page_asked, self._refuse)
@@ -130,6 +207,7 @@ class WebServerNode:
             "calls": self._calls.counters,
             "replies": requester.counters,
             "process": OwnProcess(),
+            "quarantine": store.quarantine.counters,
         }
         bytes_max = config.write_queue_bytes
         self._writer: Writer[Write, OpResult] = Writer(
@@ -144,16 +222,23 @@ class WebServerNode:
             },
             _BATCH_BYTES,
         )
+        # The machine hands over one of each kind at a time, each a few milliseconds of work.
+        kinds = dict.fromkeys(("asked", "scrub", "probe"), (1, 1))
+        self._checker: Writer[Inspect, list[int]] = Writer(
+            self._context, "dws-checker", self._check, kinds, batch_bytes=1
+        )
         self._balancer = with_offset(settings.balancer, SERVERS_OFFSET)
         self._reactor = Reactor(self._wake_at, self._on_round)
         self._reactor.add(pages, self._drain_pages, _ROUND_PAGES)
         self._reactor.add(self._jobs, self._drain_jobs, _ROUND_JOBS)
         self._reactor.add(self._writer.socket, self._drain_writer, 1)
+        self._reactor.add(self._checker.socket, self._drain_checker, 1)
         self._monitor = Monitor(self._calls.link(self._balancer))
         self._reactor.add(self._monitor.socket, self._drain_monitor, 1)
         self._process = psutil.Process()
         self._process.cpu_percent()
-        self._written_at = self._read_at = -1.0
+        self._cpu_share, self._cpu_at = 0.0, 0.0
+        self._written, self._read = _Owed(), _Owed()
         self.endpoints = endpoints
         self._http = self._make_http()
         self._perform_by: dict[type[Any], Callable[[Any], None]] = {
@@ -162,6 +247,7 @@ class WebServerNode:
             Report: self._do_report,
             AskPeer: self._do_ask_peer,
             Write: self._do_write,
+            Inspect: self._do_inspect,
             Publish: self._do_publish,
             Log: lambda effect: _log.log(logging.getLevelName(effect.level.upper()), effect.text),
         }
@@ -172,8 +258,6 @@ class WebServerNode:
         settings = self._settings
         announce(settings.data, "webserver", settings.name, self.endpoints.pages)
         _log.info("%s serves pages at %s from %s", settings.name, self.endpoints.pages, settings.data)
-        for lost in self._store.damaged:
-            _log.error("%s (version %s) is damaged on this disk", lost.name, format_version(lost.version))
         gc.freeze()
         if self._http is not None:
             self._http.start()
@@ -184,12 +268,15 @@ class WebServerNode:
         """Finish what the writer has, then let go of everything."""
         if self._http is not None:
             self._http.stop()
+        self._checker.close()
         self._writer.close()
         self._monitor.close()
         self._calls.close()
         for socket in (self._service.socket, self._jobs, self._beats):
             socket.close(0)
         self._context.term()
+        if self._recorder is not None:
+            self._recorder.end("the node was stopped")
 
     def _make_http(self) -> EndpointProcess | None:
         settings = self._settings
@@ -225,11 +312,9 @@ class WebServerNode:
         if type(message) is Fetch:
             reply, payload = self.server.fetch(message)
             self._service.reply(peer, frame, encode(reply), payload)
-            self._read_at = time.monotonic()
         elif type(message) is Read:
             answer, payload = self.server.read(message)
             self._service.reply(peer, frame, encode(answer), payload)
-            self._read_at = time.monotonic()
         else:
             try:
                 token = self._service.replier.defer(peer, frame)
@@ -281,9 +366,17 @@ class WebServerNode:
 
     def _drain_writer(self, limit: int) -> None:
         for write, result in self._writer.results():
-            if not result.code:
-                self._written_at = time.monotonic()
+            self._written.paid(time.monotonic(), good=not result.code)
             self._handle(Written(write.tag, result))
+
+    def _drain_checker(self, limit: int) -> None:
+        for inspect, verdicts in self._checker.results():
+            now = time.monotonic()
+            self._read.paid(now, good=any(verdict != UNREADABLE for verdict in verdicts))
+            if inspect.kind == "probe":
+                self._read.failing(now, verdicts == [UNREADABLE])
+                verdicts = []
+            self._handle(Inspected(inspect.tag, verdicts))
 
     def _drain_monitor(self, limit: int) -> None:
         if any(self._monitor.drain()):
@@ -291,7 +384,7 @@ class WebServerNode:
 
     def _handle(self, event: Any) -> None:
         perform = self._perform_by
-        for effect in self.server.handle(event, time.monotonic()):
+        for effect in self._handle_in(event, time.monotonic()):
             perform[type(effect)](effect)
 
     def _on_round(self, now: float) -> None:
@@ -299,6 +392,9 @@ class WebServerNode:
             self._unanswered(is_report, tag)
         if now >= self.server.wake_at():
             self._handle(Tick(self._figures(now)))
+            damaged = self._store.take_damaged()
+            if damaged:
+                self._handle(Doubted([(each.name, each.version) for each in damaged]))
             if self._http is not None:
                 self._http.watch(now)
 
@@ -308,8 +404,10 @@ class WebServerNode:
         return wake_at if expiry is None else min(wake_at, expiry)
 
     def _figures(self, now: float) -> Figures:
-        ages = [now - at if at >= 0 else -1.0 for at in (self._written_at, self._read_at)]
-        return Figures(self._process.cpu_percent() / 100, *ages)
+        if now - self._cpu_at >= _CPU_EVERY_S:
+            self._cpu_share, self._cpu_at = self._process.cpu_percent() / 100, now
+        written, read = self._written, self._read
+        return Figures(self._cpu_share, written.age(now), read.age(now), written.wait(now), read.wait(now))
 
     # -- effects out ---------------------------------------------------------------------------
 
@@ -334,8 +432,15 @@ class WebServerNode:
             self._handle(PeerUnanswered(effect.tag))
 
     def _do_write(self, effect: Write) -> None:
-        if not self._writer.submit(effect.kind, effect, max(1, effect.cost_bytes)):
+        if self._writer.submit(effect.kind, effect, max(1, effect.cost_bytes)):
+            self._written.owe(time.monotonic())
+        else:
             self._handle(Written(effect.tag, OpResult(None, TryAgain.code, "the disk is behind")))
+
+    def _do_inspect(self, effect: Inspect) -> None:
+        accepted = self._checker.submit(effect.kind, effect, 1)
+        assert accepted, "one of each kind at a time"
+        self._read.owe(time.monotonic())
 
     def _do_publish(self, effect: Publish) -> None:
         cluster = self._store.identity.cluster
@@ -346,6 +451,18 @@ class WebServerNode:
     def _commit(self, writes: Any) -> list[OpResult]:
         ops: list[PageStoreOp] = [write.op for write in writes]
         return self._store.commit(ops)
+
+    def _check(self, inspects: Sequence[Inspect]) -> list[list[int]]:
+        """In the checker thread."""
+        return [self._probe() if each.kind == "probe" else self._store.check(each.parts) for each in inspects]
+
+    def _probe(self) -> list[int]:
+        try:
+            self._store.read_back()
+        except OSError as error:
+            _log.error("the disk cannot be read: %s", error)
+            return [UNREADABLE]
+        return [GOOD]
 
     def _socket_changed(self, socket: "zmq.Socket[bytes]", added: bool) -> None:
         if added:

@@ -38,6 +38,8 @@ from dws.messages import (
     Hello,
     Manifest,
     ManifestPage,
+    NodeStats,
+    NodeStatsAre,
     Ping,
     Pong,
     PutPage,
@@ -48,12 +50,14 @@ from dws.messages import (
     Stored,
     Sums,
     SumsAre,
+    Verified,
+    Verify,
     encode,
 )
 from dws.names import bucket_of, page_key, record_hash, sums_digest
+from dws.sim.disks import MASK_64, CatalogDisk
 from dws.store import Decision
 from patterns.jobs import HEADER, HEADER_BYTES
-from tests.dws.memory_store import MASK_64, MemoryCatalogStore
 
 ME = b"\x01" * 16
 #: Slow clocks run faster than in production, so that tests have fewer beats to go through.
@@ -86,6 +90,10 @@ class Figure(Struct):
     held: dict[tuple[str, int], Record] = {}
     told: tuple[bytes, int, int, int] = (b"", 0, 0, 0)
     """Cluster, start epoch, start nonce and decision that it was told last."""
+    damaged: set[tuple[str, int]] = set()
+    """What of it a check would find wrong."""
+    hot: list[tuple[str, int, int]] = []
+    """Most visited pages: name, visits, bytes."""
     bytes_free: int = GIB
     sequence: int = 0
     no: int = 0
@@ -145,11 +153,11 @@ class Desk:
         self,
         *names: str,
         config: Config = HASTY,
-        store: MemoryCatalogStore | None = None,
+        store: CatalogDisk | None = None,
         seed: int = 1,
     ) -> None:
         self.now = 1000.0
-        self.store = store or MemoryCatalogStore(Random(seed), lambda: self.now)
+        self.store = store or CatalogDisk(Random(seed), lambda: self.now)
         self.config = config
         self.balancer = Balancer(
             self.store.open(), self.store.load(), self.store.outcome, self.store.knows_start, self.config,
@@ -164,6 +172,7 @@ class Desk:
         self.log: list[str] = []
         self.silent: set[str] = set()
         """Servers that neither beat nor answer."""
+        self._owed: list[tuple[float, Ask]] = []  # what the silent were asked, and until when
         self._token = 0
         for name in names:
             self.join(name)
@@ -262,9 +271,12 @@ class Desk:
             ask = self.asks.pop(0)
             figure = next(each for each in self.figures.values() if each.no == ask.server)
             if figure.name in self.silent:
-                self.happen(Unanswered(ask.tag))
-                return
-            self.happen(Answered(ask.tag, self.answer_of(figure, ask.message)))
+                self._owed.append((self.now + ask.timeout_s, ask))
+            else:
+                self.happen(Answered(ask.tag, self.answer_of(figure, ask.message)))
+        for owed in [each for each in self._owed if each[0] <= self.now]:
+            self._owed.remove(owed)
+            self.happen(Unanswered(owed[1].tag))
 
     def answer_of(self, figure: Figure, question: Any) -> Any:
         match question:
@@ -274,6 +286,12 @@ class Desk:
                 return SumsAre(figure.number, figure.sums())
             case Manifest(_, bucket):
                 return ManifestPage(bucket, figure.manifest(bucket), b"")
+            case NodeStats():
+                return NodeStatsAre(figure.name, 30.0, 0.0, {}, figure.hot, [])
+            case Verify(_, records):
+                held = [index for index, key in enumerate(records) if key in figure.held]
+                bad = [index for index in held if records[index] in figure.damaged]
+                return Verified([index for index in held if index not in bad], bad)
         raise AssertionError(question)
 
     def beat(self, figure: Figure, **changed: Any) -> None:

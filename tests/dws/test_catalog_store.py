@@ -10,13 +10,15 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dws.errors import ConfigError, Full, Refused, Stale
 from dws.limits import EPOCH_BITS, RECORD_FORMAT
-from dws.messages import Record
+from dws.messages import Record, encode
+from dws.names import page_key
 from dws.nodes import catalog_store
 from dws.nodes.catalog_store import CATALOG_NAME, LmdbCatalogStore, write_rebuilt
 from dws.store import CatalogStore, Decision, KnownServer, RememberedBatch
@@ -186,6 +188,34 @@ def test_a_server_known_by_another_name_is_known_once(opener: Opener) -> None:
     assert [(each.number, each.name) for each in opener().head.servers] == [(1, "renamed"), (300, "web-300")]
 
 
+def test_a_drain_lasts_and_a_forgotten_servers_number_is_not_given_again(opener: Opener) -> None:
+    store = opener()
+    for number in (1, 2, 7):
+        known = KnownServer(number, bytes([number]) * 16, f"web-{number}")
+        store.commit([decision(number, server=known)], store.head.epoch)
+    drained = KnownServer(1, b"\x01" * 16, "web-1", True)
+    store.commit([decision(8, server=drained)], store.head.epoch)
+    store.commit([Decision(9, bytes(16), 0, [], [], 0.0, None, 7)], store.head.epoch)
+    for _ in range(2):
+        store = opener()
+        assert [(each.number, each.draining) for each in store.head.servers] == [(1, True), (2, False)]
+        assert store.head.last_number == 7
+        assert store.outcome(bytes(16)) is None, "what is no batch is not remembered as one"
+
+
+def test_a_catalog_of_before_these_fields_is_read(opener: Opener) -> None:
+    """Records without `copies`, servers without `draining`, no last number."""
+    store = opener()
+    with store._environment.begin(write=True) as txn:
+        old = msgpack.packb(msgpack.unpackb(encode(record("/a")))[:-1])
+        txn.put(page_key("/a"), old, db=store._tables.pages)
+        known = {"number": 4, "server": b"s" * 16, "name": "web-4"}
+        txn.put((4).to_bytes(8), msgpack.packb(known), db=store._tables.servers)
+    store = opener()
+    assert loaded(store) == {"/a": record("/a")}
+    assert (store.head.servers, store.head.last_number) == ([KnownServer(4, b"s" * 16, "web-4")], 4)
+
+
 def test_only_the_last_start_decides(opener: Opener) -> None:
     opener()
     store = opener()
@@ -215,7 +245,7 @@ def test_batches_are_forgotten_when_their_time_is_over(store: LmdbCatalogStore, 
 
 def test_a_commit_forgets_a_bounded_number(store: LmdbCatalogStore, clock: Clock) -> None:
     epoch, factor = store.head.epoch, catalog_store.FORGET_FACTOR
-    store.commit([decision(n, forget_at=NOW + 1) for n in range(100)], epoch)
+    store.commit([decision(n, forget_at=NOW + 1) for n in range(1, 101)], epoch)
     clock.now = NOW + 10
     store.commit([decision(1000)], epoch)
     assert count(store, "batches") == 100 - factor + 1

@@ -3,7 +3,9 @@
 import pytest
 
 from dws.choices import SAMPLE_S, Choices
+from dws.config import Config
 from dws.limits import CHOICES_MAX
+from dws.load import Loads
 from dws.messages import Locate, NodeStats, Status
 from tests.dws.desk import Desk
 
@@ -51,17 +53,25 @@ def test_pages_that_are_not_there_are_no_choices(desk: Desk) -> None:
 
 def test_one_sample_each_quarter_second_and_a_bounded_number() -> None:
     choices = Choices("least-load")
+    loads = Loads(Config())
+    for number in range(2):
+        loads.add(number)
+    loads.open(0, True, 100.0)
     taken = 0
     for step in range(1000):
         now = 100 + step * SAMPLE_S / 10
         if now >= choices.due:
             taken += 1
-            choices.note("/a", (1, 1, b"", b"", [0, 1]), (0, 1), None, [1.0, float("inf")], [0.25, 1.0], now)
+            loads.assign(0, 3, now)
+            choices.note("/a", (1, 1, b"", b"", [0, 1]), (0, 1), None, loads, now)
     assert taken in (100, 101)
     recent = choices.recent(lambda number: f"web-{number}", now)
     assert len(recent) == CHOICES_MAX
     assert [each.age_s for each in recent] == sorted(each.age_s for each in recent), "newest first"
-    assert recent[0].candidates == [("web-0", 0.75), ("web-1", -1.0)]
+    assert recent[0].candidates == [
+        ("web-0", pytest.approx(loads.servers[0].rtt_s + 2 * loads.per_page_s[0])),
+        ("web-1", -1.0),
+    ]
 
 
 def test_the_balancer_tells_its_counters(desk: Desk) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
@@ -24,7 +24,18 @@ from dws.cli.program import COMMANDS, program
 from dws.cli.session import Session
 from dws.cli.settings import SETTINGS, Settings, parse_bytes
 from dws.config import Config
-from dws.messages import ABSENT, Because, Choice, ClusterStatus, Holder, PageStat, Record, ServerStatus
+from dws.messages import (
+    ABSENT,
+    Because,
+    Choice,
+    ClusterStatus,
+    Holder,
+    Maintained,
+    PageStat,
+    Record,
+    RepairStatus,
+    ServerStatus,
+)
 from dws.names import format_version, make_version
 from dws.nodes.client import Progress
 from dws.nodes.trees import scan
@@ -139,6 +150,21 @@ class FakeClient:
         return ClusterStatus(
             bytes(16), 3, 12, "least-load", 2, 10, 4096, [0, 0, 10, 0], 0, 0, 5.0, 99, [server], {}
         )
+
+    def drain(self, server: str, number: int = 0) -> Maintained:
+        return self._maintained(server, number, True)
+
+    def resume(self, server: str, number: int = 0) -> Maintained:
+        return self._maintained(server, number, False)
+
+    def forget(self, server: str, number: int = 0, *, force: bool = False) -> Maintained:
+        self.forced = force
+        return self._maintained(server, number, False)
+
+    def _maintained(self, server: str, number: int, draining: bool) -> Maintained:
+        if self.raises:
+            raise self.raises
+        return Maintained(number or 1, server, "draining" if draining else "alive", draining, 3, 300)
 
     def why(self, name: str) -> Because:
         version = self._page(name)[0].version
@@ -741,6 +767,105 @@ def test_status(run: Run) -> None:
     told = json.loads(run("status", "--json").stdout)
     assert told["servers"][0]["state"] == "alive"
     assert told["page_copies"] == [0, 0, 10, 0]
+
+
+def test_status_tells_of_repair() -> None:
+    from dws.cli.cluster import status_text
+
+    told = FakeClient().status()
+    assert "repair" not in status_text(told)
+    told.repair = RepairStatus(5, 4096, 2, 10, 999, 2.0, 2048.0, 2.0, 3, 0, 1)
+    shown = status_text(told)
+    for part in ("5 pages, 4.0 KiB to copy", "2 on the way", "2.0 KiB/s", "2 s left", "3 pages with a copy"):
+        assert part in shown
+    told.repair = RepairStatus(missing=5, text="no server has room")
+    assert "waits: no server has room" in status_text(told)
+    told.servers[0].draining, told.servers[0].to_move = True, 7
+    assert "drained: 7 pages, 0 B left to move" in status_text(told)
+    told.servers[0].to_move = 0
+    assert "safe to stop" in status_text(told)
+
+
+# node
+
+
+def drained(to_move: int, state: str = "draining", draining: bool = True) -> ClusterStatus:
+    told = FakeClient().status()
+    server = told.servers[0]
+    server.state, server.draining, server.to_move = state, draining, to_move
+    return told
+
+
+@pytest.fixture
+def statuses(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `status` says, one after the other; an exception is raised."""
+    told: list[Any] = []
+
+    def status() -> ClusterStatus:
+        next_one = told.pop(0)
+        if isinstance(next_one, BaseException):
+            raise next_one
+        return cast(ClusterStatus, next_one)
+
+    monkeypatch.setattr(client, "status", status)
+    monkeypatch.setattr("dws.cli.maintenance._EVERY_S", 0.0)
+    return told
+
+
+def test_node_drain_waits_until_it_is_safe_to_stop(run: Run, statuses: list[Any]) -> None:
+    statuses += [drained(9), errors.Unreachable("no answer from x"), drained(4), drained(0)]
+    result = run("node", "drain", "web-1")
+    assert result.exit_code == 0 and "web-1 is safe to stop" in result.stdout
+    for part in ("9 pages", "still trying: no answer from x", "4 pages"):
+        assert part in result.stderr
+    assert not statuses
+
+
+def test_node_drain_as_json_is_a_line_each_time(run: Run, statuses: list[Any]) -> None:
+    statuses += [drained(9), drained(0)]
+    lines = [json.loads(line) for line in run("node", "drain", "web-1", "--json").stdout.splitlines()]
+    assert [line["to_move"] for line in lines] == [9, 0] and "missing" in lines[0]["repair"]
+
+
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        (drained(3, "dead"), "died, with 3 pages that were not moved"),
+        (drained(0, "dead"), "all it held is on other servers"),
+        (drained(3, "alive", draining=False), "was taken back"),
+    ],
+)
+def test_node_drain_fails_when_it_cannot_end(run: Run, statuses: list[Any], last: Any, text: str) -> None:
+    statuses += [drained(5), last]
+    result = run("node", "drain", "web-1")
+    assert result.exit_code == 1 and text in result.stderr
+
+
+def test_node_drain_interrupted_says_that_it_goes_on(run: Run, statuses: list[Any]) -> None:
+    statuses += [drained(5), KeyboardInterrupt()]
+    result = run("node", "drain", "web-1")
+    assert result.exit_code == 130 and "`dws node resume web-1` takes it back" in result.stderr
+
+
+def test_node_drain_need_not_wait(run: Run) -> None:
+    assert "web-1 is being drained" in run("node", "drain", "web-1", "--no-wait").stdout
+    told = json.loads(run("node", "drain", "web-1", "--no-wait", "--json").stdout)
+    assert (told["name"], told["to_move"]) == ("web-1", 3)
+
+
+def test_node_resume_and_forget(run: Run, client: FakeClient) -> None:
+    assert "web-1 is alive, and not drained" in run("node", "resume", "web-1").stdout
+    assert run("node", "forget", "web-1", "--force", "--number", "7").stdout == "web-1 is forgotten\n"
+    assert client.forced
+    client.raises = errors.TooFewServers("without web-1 there is 1")
+    result = run("node", "drain", "web-1")
+    assert result.exit_code == 1 and "without web-1 there is 1" in result.stderr
+
+
+@pytest.mark.parametrize("wrong", [["--number", "0"], ["--number", "x"], ["--force"], ["more"]])
+def test_node_drain_used_wrongly_sends_nothing(run: Run, client: FakeClient, wrong: list[str]) -> None:
+    client.raises = AssertionError("something was sent")
+    assert run("node", "drain", "web-1", *wrong).exit_code == 2
 
 
 def test_the_watch_says_when_it_has_lost_touch(run: Run, client: FakeClient) -> None:

@@ -1,7 +1,7 @@
 """Copying: a stored batch fetched from the server that has it, every byte of it checked.
 
 The jobs of one server (`CopyJobs`) run against a source whose answers a test may spoil; what they write
-goes to the store of memory_store.py.
+goes to a disk of dws/sim/disks.py.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from blake3 import blake3
 from dws.config import Config
 from dws.copyjobs import CopyJobs
 from dws.effects import AskPeer, Effects, Log, Report, Write
-from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES, INLINE_MAX_BYTES, MIB, RECORD_FORMAT
+from dws.limits import CHUNK_BYTES, INLINE_MAX_BYTES, KIB, MIB, RECORD_FORMAT
 from dws.messages import (
     Copy,
     CopyFailed,
@@ -28,9 +28,9 @@ from dws.messages import (
     Record,
     ServerRef,
 )
+from dws.sim.disks import PageDisk
 from dws.store import OpResult
 from tests.dws.desk import batch_id
-from tests.dws.memory_store import MemoryPageStore
 
 VERSION = 9
 SOURCE = ServerRef(1, "web-1", "tcp://web-1:1", 5)
@@ -55,7 +55,7 @@ class Bench:
 
     def __init__(self, pages: dict[str, bytes], **config: Any) -> None:
         self.pages = pages
-        self.store = MemoryPageStore(Random(1))
+        self.store = PageDisk(Random(1))
         self._handle = 0
         self.jobs = CopyJobs(self.store.identity.incarnation, Config(**config), self._new_handle)
         self.asked: deque[AskPeer] = deque()
@@ -161,15 +161,16 @@ def test_a_batch_is_stored_in_one_transaction() -> None:
     assert bench.store.identity.decision == 2, "the decision number that the job carried"
 
 
-def test_small_pages_come_many_to_a_request_that_one_reply_can_hold() -> None:
+def test_small_pages_come_many_to_a_request_that_holds_up_no_reader_for_long() -> None:
     bench = Bench({f"/{number}": bytes(INLINE_MAX_BYTES) for number in range(40)}, copy_credit_bytes=CREDIT)
     bench.order()
     sizes = []
     while bench.asked:
+        assert sum(len(each.message.pages) for each in bench.asked) * INLINE_MAX_BYTES <= CREDIT
         sizes.append(len(bench.asked[0].message.pages) * INLINE_MAX_BYTES)
         bench.answer()
     assert sum(sizes) == 40 * INLINE_MAX_BYTES
-    assert all(size <= FETCH_MAX_BYTES for size in sizes) and len(sizes) == 3
+    assert all(size <= 512 * KIB for size in sizes) and len(sizes) == 20
 
 
 def test_a_credit_of_bytes_bounds_what_is_on_the_way_and_unwritten() -> None:

@@ -20,6 +20,7 @@ from dws.messages import (
     NOT_HELD,
     DigestList,
     Digests,
+    Doubt,
     Error,
     Fetch,
     Fetched,
@@ -55,6 +56,7 @@ class Library:
         self.lying: set[int] = set()
         self.empty: set[int] = set()
         self.later: list[Later] = []
+        self.doubted: set[tuple[int, str, int]] = set()
 
     def answer(self, send: Send) -> tuple[Any, bytes] | None:
         """The answer to a request; None: silence."""
@@ -76,6 +78,9 @@ class Library:
                 if data is None:
                     return Error("not-held", "gone"), b""
                 return ReadData(offset, length), data[offset : offset + length]
+            case Doubt(pages):
+                self.doubted |= {(send.server, name, version) for name, version in pages}
+                return Pong("", 0, 5), b""
         raise AssertionError(send)
 
     def _located(self, names: list[str], table: int) -> Located:
@@ -282,6 +287,8 @@ def test_a_bad_holder_is_left_for_the_other_one(fault: str) -> None:
     assert hand.now - 100 <= 1.0, "at once, or after one second of silence"
     assert hand.directory.avoid(hand.now) == [1], "the next lookup complains"
     assert hand.directory.avoid(hand.now + 10) == []
+    # One that lied is to look at its disk.
+    assert library.doubted == ({(1, name, 1) for name in library.pages} if fault == "lying" else set())
 
 
 def test_with_no_good_holder_all_names_are_looked_up_again() -> None:
@@ -380,6 +387,7 @@ def test_a_holder_that_turns_bad_is_left_at_the_chunk_where_it_stands(fault: str
     assert chunks_of(hand.run()) == LARGE
     position = min((send.message.offset for send in hand.kinds(Read) if send.server == 2), default=0)
     assert position >= max(0, after - 2) * CHUNK_BYTES, "what came before is not read again"
+    assert library.doubted == ({(1, "/a", 1)} if fault == "lying" else set())
     assert hand.now - 100 < 2.5
 
 

@@ -12,8 +12,8 @@ from dws.config import Config
 from dws.limits import BATCH_MAX_PAGES, COUNTER_BITS, REBUILD_EPOCH_STEP
 from dws.messages import Drop, Record, Stat
 from dws.names import make_version
+from dws.sim.disks import CatalogDisk
 from tests.dws.desk import HASTY, Desk, Figure, page, record
-from tests.dws.memory_store import MemoryCatalogStore
 
 MINUTE = HASTY.garbage_s
 
@@ -154,7 +154,7 @@ def test_after_a_restart_another_minute_passes(desk: Desk) -> None:
 
 def rebuilt(visible: list[Record], config: Config = HASTY) -> tuple[Desk, int]:
     """A desk on a rebuilt catalog that names these records; and an epoch from before it."""
-    store = MemoryCatalogStore(Random(1))
+    store = CatalogDisk(Random(1))
     store.rebuilt = True
     store.epoch = REBUILD_EPOCH_STEP
     store.pages = {each.name: each for each in visible}
@@ -169,7 +169,7 @@ def test_after_a_rebuild_a_record_that_is_named_nowhere_is_kept_and_reported() -
     desk.wait(2 * MINUTE)
     assert not drops(desk), "the second is of a higher version than the catalog names"
     (status,) = desk.balancer.report.status(desk.now).servers
-    assert "2 records from before the rebuild" in status.note
+    assert "2 records that no catalog" in status.note
 
 
 def test_after_a_rebuild_what_is_superseded_goes_and_so_does_garbage_made_since() -> None:

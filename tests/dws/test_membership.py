@@ -11,10 +11,10 @@ import pytest
 from dws.config import Config
 from dws.limits import REBUILD_EPOCH_STEP, SERVERS_MAX
 from dws.membership import ALIVE, CONTESTED, DEAD, JOINING, SUSPECT, Members
-from dws.messages import Change, Error, Hello, Locate, Stored, Welcome
+from dws.messages import Change, Error, Forget, Hello, Locate, Stored, Welcome
+from dws.sim.disks import CatalogDisk
 from dws.store import CatalogHead, KnownServer
 from tests.dws.desk import HASTY, Desk, Figure, page, record
-from tests.dws.memory_store import MemoryCatalogStore
 
 OURS, OTHERS = b"C" * 16, b"D" * 16
 EPOCH, NONCE, DECISION = 5, 77, 30
@@ -275,7 +275,7 @@ def test_a_balancer_on_an_old_catalog_is_refused_and_orders_nothing() -> None:
     version = desk.put(2, "/b", on=("web-1", "web-2"))
     for figure in desk.figures.values():
         desk.hello(figure)  # and is told the decision number of now
-    for store in (backup, MemoryCatalogStore(desk.store.rng)):
+    for store in (backup, CatalogDisk(desk.store.rng)):
         wrong = Desk(store=store)
         wrong.figures = desk.figures
         for figure in desk.figures.values():
@@ -307,3 +307,56 @@ def test_a_report_before_a_hello_is_refused() -> None:
 def test_the_defaults_kill_a_hung_server_later_than_a_crashed_one() -> None:
     config = Config()
     assert config.suspect_s < config.down_dead_s < config.dead_s
+
+
+# -- a catalog that nobody has vouched for -------------------------------------------------
+
+
+def removal_error(desk: Desk) -> str:
+    """What a removal is told at once: an error's code, nothing if it goes its way."""
+    token = desk.remove(len(desk.answers) + 100, "/a")
+    answer = desk.answers.get(token)
+    return answer.code if isinstance(answer, Error) else ""
+
+
+def again_with(*names: str) -> tuple[Desk, Desk]:
+    """A cluster of these servers, and a balancer that begins anew on its catalog."""
+    desk = Desk(*names)
+    desk.put(1, "/a", on=names[:2])
+    again = Desk(store=desk.store)
+    again.figures = desk.figures
+    return desk, again
+
+
+def test_nothing_is_removed_before_a_known_server_was_welcomed() -> None:
+    desk, again = again_with("web-1", "web-2")
+    assert removal_error(again) == "try-again"
+    assert not again.handed
+    again.hello(desk.figures["web-1"])
+    assert removal_error(again) == ""
+    again.fsync()
+    assert "/a" not in again.balancer.catalog.pages
+
+
+def test_a_new_server_cannot_vouch_for_the_catalog() -> None:
+    _, again = again_with("web-1", "web-2")
+    again.join("web-9")
+    assert removal_error(again) == "try-again"
+
+
+def test_a_server_that_refuses_the_catalog_leaves_it_in_doubt() -> None:
+    desk, again = again_with("web-1", "web-2")
+    answer = again.hello(desk.figures["web-1"], decision=1 << 40)
+    assert answer.code == "behind"
+    assert removal_error(again) == "try-again"
+
+
+def test_where_no_server_is_known_any_more_nobody_is_waited_for() -> None:
+    _, again = again_with("web-1", "web-2")
+    again.silent = {"web-1", "web-2"}
+    again.wait(20.0)
+    for name in ("web-1", "web-2"):
+        again.ask(Forget(name, force=True))
+        again.fsync()
+    assert removal_error(again) == ""
+    assert removal_error(Desk()) == ""

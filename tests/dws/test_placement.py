@@ -256,6 +256,28 @@ def test_if_a_backup_cannot_copy_another_one_is_chosen(desk: Desk) -> None:
     assert other.server not in (primary.no, job.server)
 
 
+def test_if_no_backup_can_copy_nobody_is_asked_before_they_had_a_rest(desk: Desk) -> None:
+    reserved, primary, job = staged(desk, 1, "/a")
+    tried, jobs = set(), [job]
+    while jobs:
+        backup = desk.figure(jobs[0].server)
+        assert backup.no not in tried
+        tried.add(backup.no)
+        desk.report(CopyFailed(backup.incarnation, batch_id(1), reserved.version, "disk full"))
+        jobs = desk.take_jobs(Copy)
+    assert tried == {figure.no for figure in desk.figures.values()} - {primary.no}
+
+
+def test_as_many_copies_are_ordered_as_are_missing_whoever_stored_it(desk: Desk) -> None:
+    """Neither of those that were meant to have it: each of them might take the one copy that is missing."""
+    reserved = desk.reserve(1, page("/a"))
+    meant = primary_of(desk, reserved)
+    desk.store_on(
+        next(each for each in desk.figures.values() if each is not meant), record("/a", reserved.version)
+    )
+    assert len(desk.take_jobs(Copy)) == 1
+
+
 def test_if_the_source_dies_the_copy_that_is_left_is_the_source() -> None:
     desk = Desk("web-1", "web-2", "web-3", "web-4")
     reserved = desk.reserve(1, page("/a"), copies=3)
@@ -277,6 +299,21 @@ def test_a_copy_on_a_server_that_died_does_not_count(desk: Desk) -> None:
     desk.silent.clear()
     desk.rejoin(primary)
     assert [each.version for each in desk.handed] == [reserved.version], "it counts again when it is back"
+
+
+def test_a_copy_that_was_found_damaged_does_not_count(desk: Desk) -> None:
+    names = ("/a", "/b")
+    reserved = desk.reserve(1, *(page(name) for name in names))
+    primary = primary_of(desk, reserved)
+    desk.store_on(primary, *(record(name, reserved.version) for name in names))
+    (job,) = desk.take_jobs(Copy)
+    desk.store_on(primary, drop=(("/b", reserved.version),))
+    backup = desk.figure(job.server)
+    desk.store_on(backup, *(record(name, reserved.version) for name in names))
+    assert not desk.handed, "one server has all of it"
+    (again,) = desk.take_jobs(Copy)
+    desk.store_on(desk.figure(again.server), *(record(name, reserved.version) for name in names))
+    assert [each.version for each in desk.handed] == [reserved.version]
 
 
 def test_copies_that_differ_are_never_decided(desk: Desk) -> None:

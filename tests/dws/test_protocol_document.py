@@ -35,6 +35,7 @@ def test_a_section_lists_the_fields_in_their_order(tag: str) -> None:
         messages.Record, messages.Dropped, messages.ServerRef, messages.Later, messages.PutPage,
         messages.RemovePage, messages.StagePart, messages.CommitPage, messages.Change, messages.Choice,
         messages.PageStat, messages.Holder, messages.ServerStatus, messages.RecentChoice,
+        messages.RepairStatus,
     ],
 )  # fmt: skip
 def test_fields_of_structures_are_listed_in_their_order(structure: type[msgspec.Struct]) -> None:
@@ -58,6 +59,8 @@ def test_every_error_code_is_explained(code: str) -> None:
         f"| `fetched` data frame | {limits.FETCH_MAX_BYTES // MIB} MiB |",
         f"| `listing` | {limits.LIST_MAX_ENTRIES:,} records |",
         f"| `manifest-page` | {limits.MANIFEST_MAX_RECORDS:,} records |",
+        f"| `verify` | {limits.VERIFY_MAX_RECORDS:,} records |",
+        f"for at most {limits.VERIFY_MAX_BYTES // MIB} MiB, or one page",
         f"| servers of one catalog | {limits.SERVERS_MAX:,} |",
         f"epoch × 2{str(limits.COUNTER_BITS).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))} + counter",
     ],

@@ -4,7 +4,9 @@
 and its answer.
 """
 
+from collections.abc import Callable
 from itertools import islice
+from random import Random
 from typing import Any
 
 import pytest
@@ -77,10 +79,14 @@ class Bench:
 
     def load(self) -> None:
         """From a comparison to its end."""
-        effects = self.sync.begin(self.server)
-        while effects:
-            effects = self.answered(one(effects))
+        self.go_on(self.sync.begin(self.server))
         assert self.sync.is_live(1)
+
+    def go_on(self, effects: Effects, choose: Callable[[int], int] = lambda count: 0) -> None:
+        """Answer all questions; choose(count): which of those that are open comes next."""
+        effects = list(effects)
+        while effects:
+            effects += self.answered(one([effects.pop(choose(len(effects)))]))
 
     def stored(self, *changes: Change) -> tuple[int, int]:
         """A report: (how far the balancer says it has got, how many changes were new)."""
@@ -146,6 +152,26 @@ def test_only_buckets_that_differ_are_read(bench: Bench) -> None:
     _, *manifests = bench.disk.asked
     assert {each.bucket for each in manifests} == {bucket_of(KEY["/0"]), bucket_of(KEY["/1"])}
     assert bench.picture() == set(bench.disk.held)
+
+
+def test_some_buckets_are_asked_for_ahead_and_taken_in_in_their_order(bench: Bench) -> None:
+    bench.disk.store(*(record(name, 1) for name in NAMES))
+    effects = bench.answered(bench.begin())
+    assert 1 < len(effects) < 10, "a bounded number"
+    first, *ahead = effects
+    for ask in reversed(ahead):
+        assert bench.answered(one([ask])) == [] and not bench.picture()
+    bench.go_on(bench.answered(one([first])))
+    assert bench.sync.is_live(1) and bench.picture() == set(bench.disk.held)
+
+
+def test_a_page_that_nobody_asked_for_has_all_compared_anew(bench: Bench) -> None:
+    bench.disk.store(*(record(name, 1) for name in NAMES))
+    ask, *_ = bench.answered(bench.begin())
+    other = next(bucket for bucket in range(256) if bucket not in {bucket_of(key) for key in KEY.values()})
+    assert bench.answered(one([ask]), ManifestPage(other, [], b"")) == []
+    again = one(bench.sync.retry(bench.server, bench.now + 1))
+    assert isinstance(again.message, Sums)
 
 
 def test_a_bucket_is_read_page_by_page(bench: Bench) -> None:
@@ -248,12 +274,10 @@ def test_another_incarnations_changes_are_not_applied(bench: Bench) -> None:
 
 def test_changes_during_a_load_are_told_to_come_again_and_applied_after_it(bench: Bench) -> None:
     bench.disk.store(*(record(name, 1) for name in NAMES))
-    ask = one(bench.answered(bench.begin()))
+    ask, *rest = bench.answered(bench.begin())
     change = bench.disk.store(record("/0", 2), drop=(("/1", 1),))
     assert bench.stored(change) == (-1, 0)
-    effects: Effects = [ask]
-    while effects:
-        effects = bench.answered(one(effects))
+    bench.go_on([*rest, ask])
     assert bench.stored(change) == (2, 1)
     assert bench.picture() == set(bench.disk.held)
     assert bench.beat() == []
@@ -274,7 +298,7 @@ def test_another_digest_at_the_same_number_is_compared_at_once(bench: Bench) -> 
     del bench.disk.held["/1", 1]  # the disk lost it without a change
     ask = one(bench.beat())
     assert not bench.sync.is_live(1)
-    assert bench.answered(one(bench.answered(ask))) == []
+    bench.go_on(bench.answered(ask))
     assert bench.sync.is_live(1) and bench.picture() == {("/0", 1)}
     assert bench.beat() == []
 
@@ -309,7 +333,7 @@ def test_a_beat_during_a_load_does_not_spoil_the_comparison_after_it(bench: Benc
     effects: Effects = bench.answered(bench.begin())
     assert bench.beat() == []
     while effects:
-        effects = bench.answered(one(effects))
+        effects = [*effects[1:], *bench.answered(one(effects[:1]))]
         assert bench.beat() == []
     assert bench.sync.is_live(1)
 
@@ -319,9 +343,11 @@ def test_a_beat_during_a_load_does_not_spoil_the_comparison_after_it(bench: Benc
 CHANGES = st.lists(st.tuples(st.sampled_from(NAMES[:8]), st.integers(1, 3), st.booleans()), max_size=12)
 
 
-@given(before=CHANGES, during=CHANGES, lost=st.sets(st.integers(0, 7)), cut=st.integers(1, 4))
+@given(
+    before=CHANGES, during=CHANGES, lost=st.sets(st.integers(0, 7)), cut=st.integers(1, 4), order=st.randoms()
+)
 def test_whatever_happens_before_and_during_a_load_the_picture_comes_to_agree(
-    before: list[Any], during: list[Any], lost: set[int], cut: int
+    before: list[Any], during: list[Any], lost: set[int], cut: int, order: Random
 ) -> None:
     bench = Bench()
     bench.disk.cut = cut
@@ -344,12 +370,10 @@ def test_whatever_happens_before_and_during_a_load_the_picture_comes_to_agree(
     while effects:
         for each in islice(steps, 1):
             change(*each)
-        effects = bench.answered(one(effects))
+        effects += bench.answered(one([effects.pop(order.randrange(len(effects)))]))
     for each in steps:
         change(*each)
     for _ in range(20):
-        effects = bench.beat()
-        while effects:
-            effects = bench.answered(one(effects))
+        bench.go_on(bench.beat(), order.randrange)
     assert bench.sync.is_live(1)
     assert bench.picture() == set(bench.disk.held)

@@ -1,7 +1,7 @@
 """Writing: one put or removal from its first question to its outcome.
 
 The first part plays the balancer and the primary by hand, answer by answer. The second runs a put through a
-whole cluster in memory (miniature.py) and breaks one thing in it.
+simulated cluster (dws/sim) and breaks one thing in it.
 """
 
 from collections import Counter
@@ -38,8 +38,10 @@ from dws.messages import (
 )
 from dws.names import make_version
 from dws.outbox import Outbox, PutItem
+from dws.sim.options import Options
+from dws.sim.world import World
 from dws.upload import PutBatch, RemovePages, Stored
-from tests.dws.miniature import ClientNode, ServerNode, Weather, World
+from patterns.sim.network import Frames, Host
 
 VERSION = make_version(3, 1)
 PRIMARY = ServerRef(1, "web-1", "tcp://web-1:1", 11)
@@ -302,7 +304,7 @@ def test_an_abort_without_an_answer_is_repeated_and_then_the_outcome_is_unknown(
     assert hand.error is errors.OutcomeUnknown
 
 
-@pytest.mark.parametrize("code", ["full", "integrity", "bad-request"])
+@pytest.mark.parametrize("code", ["over-bound", "integrity", "bad-request"])
 def test_an_error_of_a_primary_is_raised_only_when_the_batch_cannot_be_decided_any_more(code: str) -> None:
     """An earlier primary may have stored it: what is raised must not be contradicted later."""
     hand = put()
@@ -317,8 +319,8 @@ def test_an_error_of_a_primary_is_raised_only_when_the_batch_cannot_be_decided_a
 def test_a_failed_stage_before_the_commit_needs_no_abort() -> None:
     hand = put(item("/a", bytes(3 * MIB)))
     hand.place()
-    hand.answer(Stage, Error("full", "no room"))
-    assert hand.error is errors.Full
+    hand.answer(Stage, Error("over-bound", "too much"))
+    assert hand.error is errors.OverBound
 
 
 def staging() -> Hand:
@@ -443,6 +445,30 @@ def test_a_silent_primary_is_asked_again_and_then_replaced() -> None:
     hand.sent = [each for each in hand.sent if each.server != PRIMARY.number]
     hand.place(primary=OTHER)
     assert hand.next(Stage).server == OTHER.number
+
+
+@pytest.mark.parametrize("kind", [Stage, Commit])
+def test_a_primary_whose_disk_is_full_is_replaced_once(kind: type[Any]) -> None:
+    hand = put(item("/a", bytes(3 * MIB)))
+    hand.place()
+    if kind is Commit:
+        hand.stage()
+    hand.answer(kind, Error("full", "no room"))
+    request = hand.next(Reserve).message
+    assert request.avoid == [PRIMARY.number] and request.batch == hand.ids[0], "the same batch"
+    hand.sent = [each for each in hand.sent if each.server != PRIMARY.number]
+    hand.place(primary=OTHER)
+    assert hand.next(Stage).server == OTHER.number
+    hand.answer(Stage, Error("full", "no room there either"))
+    if not hand.operation.finished:
+        hand.answer(Abort, Outcome("never", VERSION, 0, 2))
+    assert hand.error is errors.Full
+
+
+def test_a_stream_that_meets_a_full_disk_fails() -> None:
+    hand = staging()
+    hand.answer(Stage, Error("full", "no room"))
+    assert hand.error is errors.Full
 
 
 @pytest.mark.parametrize("message", [Staged(0, 5), None, *(Error(code, "", 0.1) for code in LATE)], ids=str)
@@ -646,6 +672,16 @@ def test_a_removal_that_is_to_come_again_does_not_ask_for_an_outcome_first() -> 
     assert hand.kinds() == ["Remove"]
 
 
+def test_a_removal_that_was_put_off_until_its_deadline_says_by_what() -> None:
+    hand = rm("/a", deadline_s=1.0)
+    hand.answer(Ping, Pong("balancer", 0, 3))
+    hand.answer(Remove, Error("try-again", "nobody has vouched for the catalog", 5.0))
+    hand.wait(1.1)
+    hand.answer(Abort, Outcome("never", 0, 0, 0, text="no such batch"))
+    assert hand.error is errors.NeverStored
+    assert str(hand.operation.error) == "no such batch; last refused since nobody has vouched for the catalog"
+
+
 # -- in a whole cluster ----------------------------------------------------------------
 
 
@@ -653,24 +689,25 @@ class Cluster(World):
     """Loses the messages to the client that a test names, by their number."""
 
     def __init__(self, servers: int = 3) -> None:
-        super().__init__(seed=1, servers=servers, clients=1)
+        super().__init__(1, Options(servers=servers, clients=1, fsync_s=0.01))
         self.lose: set[int] = set()
         self.replies = 0
+        self.network.loses = self._loses
+        self.start()
         self.run(1.0)
 
-    def post(self, source: Any, target: Any, act: Any, *args: Any, sure: bool = False) -> None:
-        if isinstance(target, ClientNode):
-            self.replies += 1
-            if self.replies in self.lose:
-                return
-        super().post(source, target, act, *args, sure=sure)
+    def _loses(self, source: Host, target: Host, frames: Frames) -> bool:
+        if target is not self.clients[0].host:
+            return False
+        self.replies += 1
+        return self.replies in self.lose
 
     def put(self, name: str, data: bytes, deadline_s: float = 30.0, **known: Any) -> Decided:
         client = self.clients[0]
         operation = PutBatch(
             client.directory,
             self.now + deadline_s,
-            lambda: self.rng.randbytes(16),
+            lambda: self.rng_work.randbytes(16),
             [item(name, data, **known)],
             2,
         )
@@ -680,8 +717,8 @@ class Cluster(World):
         return operation
 
     def holders(self, name: str, data: bytes) -> int:
-        version = self.truths[-1].get(name, 0)
-        return sum(server.store.get(name, version) == data for server in self.servers)
+        version = self.truth.get(name, 0)
+        return sum(server.disk.get(name, version) == data for server in self.servers)
 
 
 @pytest.mark.parametrize("size", [5, 3 * MIB + 1])
@@ -704,16 +741,14 @@ def test_every_reply_may_be_lost_once(size: int) -> None:
 def test_a_put_outlives_a_restart_at_any_moment(role: str, after_s: float) -> None:
     data = Random(1).randbytes(3 * MIB)
     cluster = Cluster()
-    cluster.weather = Weather(delay_s=0.002, fsync_s=0.01)
 
     def restart() -> None:
         node: Any = cluster.balancer
         if role == "primary":
-            node = next((server for server in cluster.servers if server.store.staged), cluster.servers[0])
-        node.crash()
-        cluster.at(0.5, cluster.nobody, node.start)
+            node = next((server for server in cluster.servers if server.disk.staged), cluster.servers[0])
+        cluster.kill(node, 0.5)
 
-    cluster.at(after_s, cluster.nobody, restart)
+    cluster.at(after_s, restart)
     operation = cluster.put("/a", data)
     assert operation.error is None, operation.error
     cluster.run(1.0)
@@ -724,12 +759,12 @@ def test_a_put_outlives_the_death_of_any_one_server() -> None:
     data = Random(1).randbytes(2 * MIB)
     for dies in range(3):
         cluster = Cluster()
-        cluster.at(0.02, cluster.nobody, cluster.servers[dies].crash)
+        cluster.at(0.02, cluster.servers[dies].crash)
         operation = cluster.put("/a", data)
         assert operation.error is None, operation.error
-        alive: list[ServerNode] = [server for server in cluster.servers if server.up]
-        version = cluster.truths[-1]["/a"]
-        assert sum(server.store.get("/a", version) == data for server in alive) >= 1
+        version = cluster.truth["/a"]
+        alive = [server.disk for server in cluster.servers if server.up]
+        assert sum(disk.get("/a", version) == data for disk in alive) >= 1
         assert cluster.holders("/a", data) >= 2
 
 
@@ -742,7 +777,7 @@ def test_a_disk_that_is_behind_slows_a_put_and_fails_none() -> None:
         take = server.machine._uploads.stage
 
         def stage(peer: Any, token: int, *rest: Any, take: Any = take) -> Any:
-            if cluster.rng.random() < 0.4:
+            if cluster.rng_faults.random() < 0.4:
                 refused["stage"] += 1
                 return [Answer(token, Error("try-again", "the disk is behind", 0.05))]
             return take(peer, token, *rest)

@@ -40,11 +40,14 @@ from dws.messages import (
     Counted,
     DigestList,
     Digests,
+    Doubt,
+    Drain,
     Drop,
     Dropped,
     Error,
     Fetch,
     Fetched,
+    Forget,
     Hello,
     Holder,
     Later,
@@ -52,6 +55,7 @@ from dws.messages import (
     Listing,
     Locate,
     Located,
+    Maintained,
     Manifest,
     ManifestPage,
     NodeStats,
@@ -67,8 +71,10 @@ from dws.messages import (
     Record,
     Remove,
     RemovePage,
+    RepairStatus,
     Reserve,
     Reserved,
+    Resume,
     ServerRef,
     ServerStatus,
     Stage,
@@ -82,6 +88,8 @@ from dws.messages import (
     SumsAre,
     Unstage,
     Unstaged,
+    Verified,
+    Verify,
     Visits,
     Welcome,
     Why,
@@ -116,7 +124,16 @@ SMALL_BODY = b"<h1>hello</h1>\n"
 LARGE_BODY = b"\x00" * CHUNK_BYTES + b"\x01"
 LARGE_LIST = blake3(LARGE_BODY[:CHUNK_BYTES]).digest() + blake3(LARGE_BODY[CHUNK_BYTES:]).digest()
 SMALL = Record(
-    "/index.html", VERSION, BATCH, len(SMALL_BODY), blake3(SMALL_BODY).digest(), b"", "text/html", 1.5e9, 1
+    "/index.html",
+    VERSION,
+    BATCH,
+    len(SMALL_BODY),
+    blake3(SMALL_BODY).digest(),
+    b"",
+    "text/html",
+    1.5e9,
+    1,
+    3,
 )
 LARGE = Record(
     "/film", VERSION, BATCH, len(LARGE_BODY), blake3(LARGE_BODY).digest(), blake3(LARGE_LIST).digest(), "",
@@ -136,7 +153,7 @@ def located(record: Record, *holders: int) -> tuple[int, int, bytes, bytes, list
 
 STATUS_OF_WEB_1 = ServerStatus(
     1, "web-1", "alive", WEB_1.endpoint, INCARNATION, 1, 15, 10**9, 4, 9, 13, 0, 0, 5e-5, 4e-4, 4.5e-4, 2.0,
-    0.01, 195, 0.1, "", WEB_1.http,
+    0.01, 195, 0.1, "", WEB_1.http, True, 1, 2, 131072,
 )  # fmt: skip
 CHOICE = Choice("web-1", "alive", True, 4.5e-4, 2.0, 4e-4, 0.0, 1.0, 5e-5, 1, "eligible")
 
@@ -184,9 +201,14 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
             CLUSTER, EPOCH, DECISION, "least-load", 2, 1, 15, [0, 0, 1, 0], 0, 0, 12.5, 4, [STATUS_OF_WEB_1],
             {"lookups": 4},
             [RecentChoice(0.5, "/index.html", VERSION, "web-1", [("web-1", 4.5e-4)], "the only live holder")],
+            RepairStatus(2, 131072, 1, 7, 458752, 3.5, 229376.0, 0.5, 4, 9, 1, "no server has room"),
         ),
         None,
     ),
+    (REQUEST, Drain("web-1", 1), None),
+    (REQUEST, Resume("web-1"), None),
+    (REQUEST, Forget("web-2", 2, True), None),
+    (REPLY, Maintained(1, "web-1", "draining", True, 2, 131072), None),
     (REQUEST, Ping(), None),
     (REPLY, Pong("web-1", 0, EPOCH), None),
     (
@@ -200,7 +222,7 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
     (REPLY, Welcome(CLUSTER, EPOCH, NONCE, DECISION, 1, 0.25, 30.0), None),
     (REQUEST, Stored(INCARNATION, [Change(12, [SMALL], [Dropped("/index.html", OLD)])]), None),
     (REPLY, Applied(12), None),
-    (REQUEST, CopyFailed(INCARNATION, BATCH, VERSION, "web-2 did not answer 3 times"), None),
+    (REQUEST, CopyFailed(INCARNATION, BATCH, VERSION, "web-2 did not answer", 2, 5, "integrity"), None),
     (REQUEST, Fetch([("/index.html", VERSION), ("/gone", VERSION), ("/film", VERSION)]), None),
     (REPLY, Fetched([len(SMALL_BODY), NOT_HELD, NO_ROOM]), SMALL_BODY),
     (REQUEST, Read("/film", VERSION, CHUNK_BYTES, MIB), None),
@@ -224,20 +246,24 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
     (REPLY, SumsAre(12, SUMS), None),
     (REQUEST, Manifest(INCARNATION, bucket_of(KEY), b"", 2000), None),
     (REPLY, ManifestPage(bucket_of(KEY), [SMALL], b""), None),
+    (REQUEST, Verify(INCARNATION, [("/index.html", VERSION), ("/film", VERSION)]), None),
+    (REPLY, Verified([0], [1]), None),
     (REQUEST, NodeStats(20), None),
     (
         REPLY,
         NodeStatsAre("web-1", 30.0, 12.5, {"served": 13.0}, [("/index.html", 4, 60)], [], [9, 4]),
         None,
     ),
-    (REQUEST, Visits(SERVER, 2, 4, 0, 60, [("/index.html", 4, 60)], [3, 1]), None),
+    (REQUEST, Doubt([("/index.html", VERSION), ("/film", VERSION)]), None),
+    (REQUEST, Visits(SERVER, 2, 4, 0, 60, [("/index.html", 4, 60)], [3, 1], [("/a.html", VERSION)]), None),
     (REPLY, Counted(1, EPOCH), None),
-    (JOB, Copy(NONCE, DECISION, WEB_1, [SMALL]), None),
+    (JOB, Copy(NONCE, DECISION, WEB_1, [SMALL], 5), None),
     (JOB, Drop(NONCE, DECISION, [Dropped("/index.html", OLD)]), None),
     (
         BEAT,
         Beat(
-            12, sums_digest(SUMS), 13, 0, 0, 5e-5, 1, 15, 10**9, 1, 4, 9, 17.5, 0.01, 195, 0.5, -1.0
+            12, sums_digest(SUMS), 13, 0, 0, 5e-5, 1, 15, 10**9, 1, 4, 9, 17.5, 0.01, 195, 0.5, -1.0, 1, 0.25,
+            0.125,
         ),
         None,
     ),

@@ -11,7 +11,7 @@ import pytest
 from blake3 import blake3
 
 from dws.config import Config
-from dws.effects import Answer, AnswerData, AskPeer, Log, Publish, Report, Write
+from dws.effects import Answer, AnswerData, AskPeer, Inspect, Log, Publish, Report, Write
 from dws.following import Endpoints
 from dws.limits import CHUNK_BYTES, FETCH_MAX_BYTES, INLINE_MAX_BYTES, MIB
 from dws.messages import (
@@ -25,6 +25,7 @@ from dws.messages import (
     Copy,
     Counted,
     Digests,
+    Doubt,
     Drop,
     Dropped,
     Error,
@@ -45,17 +46,22 @@ from dws.messages import (
     Sums,
     Unstage,
     Unstaged,
+    Verified,
+    Verify,
     Visits,
     Welcome,
     decode_job,
     encode,
 )
 from dws.names import make_version, sums_digest
+from dws.sim.disks import PageDisk
 from dws.store import Blob, OpResult, Remember, StoreBatch
 from dws.webserver import (
     BalancerUp,
+    Doubted,
     Figures,
     HttpUp,
+    Inspected,
     JobCame,
     PeerAnswered,
     PeerAsked,
@@ -67,7 +73,6 @@ from dws.webserver import (
 )
 from patterns.jobs import Dispatcher
 from tests.dws.desk import batch_id, record
-from tests.dws.memory_store import MemoryPageStore
 
 CLUSTER = b"C" * 16
 EPOCH, NONCE = 4, 44
@@ -78,8 +83,8 @@ def welcome(epoch: int = EPOCH, nonce: int = NONCE, decision: int = 10, cluster:
 
 
 class Bench:
-    def __init__(self, store: MemoryPageStore | None = None, config: Config | None = None) -> None:
-        self.store = store or MemoryPageStore(Random(1))
+    def __init__(self, store: PageDisk | None = None, config: Config | None = None) -> None:
+        self.store = store or PageDisk(Random(1))
         self.now = 50.0
         self.server = WebServer(
             "web-1", self.store, Endpoints("tcp://web-1:1", "tcp://web-1:2"), config or Config(), self.now
@@ -88,6 +93,7 @@ class Bench:
         self.data: dict[int, bytes] = {}
         self.reports: list[Report] = []
         self.to_write: list[Write] = []
+        self.to_inspect: list[Inspect] = []
         self.asked: list[AskPeer] = []
         self.beats: list[Beat] = []
         self.log: list[str] = []
@@ -107,6 +113,8 @@ class Bench:
                     self.to_write.append(effect)
                 case AskPeer():
                     self.asked.append(effect)
+                case Inspect():
+                    self.to_inspect.append(effect)
                 case Publish(beat):
                     self.beats.append(beat)
                 case Log(level, text):
@@ -119,6 +127,12 @@ class Bench:
             write = self.to_write.pop(0)
             result = spoil or self.store.commit([write.op])[0]
             self.happen(Written(write.tag, result))
+
+    def inspect(self) -> None:
+        """The checker does what it was given."""
+        while self.to_inspect:
+            inspect = self.to_inspect.pop(0)
+            self.happen(Inspected(inspect.tag, self.store.check(inspect.parts)))
 
     def wait(self, seconds: float) -> None:
         end = self.now + seconds
@@ -527,6 +541,21 @@ def test_a_report_that_was_not_taken_is_told_again(bench: Bench, lost: str) -> N
     assert said_hello == (lost == "say hello first")
 
 
+def test_it_says_hello_within_a_second_of_a_change_to_hear_of_the_decision(bench: Bench) -> None:
+    """Whoever restores an old copy of the catalog is refused by a server that was told of more."""
+    bench.wait(1.5)
+    bench.put(b"a")
+    bench.happen(ReportAnswered(bench.report(Stored).tag, Applied(1)))
+    bench.reports.clear()
+    bench.wait(1.1)
+    bench.told(welcome(decision=26))
+    bench.write()
+    assert bench.store.identity.decision == 26
+    bench.reports.clear()
+    bench.wait(3.0)
+    assert not [each for each in bench.reports if isinstance(each.message, Hello)], "then only now and then"
+
+
 def test_the_balancers_answer_says_where_to_go_on(bench: Bench) -> None:
     for number in (1, 2, 3):
         bench.put(b"x", number=number)
@@ -539,7 +568,7 @@ def test_the_balancers_answer_says_where_to_go_on(bench: Bench) -> None:
 def test_where_the_log_reaches_no_further_back_reports_go_on_after_a_comparison() -> None:
     """The balancer was away for long. It compares manifests when beats show it behind; till then nothing
     can be told, and afterwards all that is new."""
-    bench = Bench(MemoryPageStore(Random(1), log_max=2))
+    bench = Bench(PageDisk(Random(1), log_max=2))
     bench.follow()
     for number in range(1, 6):
         bench.put(b"x", number=number)
@@ -636,6 +665,51 @@ def test_a_ping_and_a_look_at_the_counters_are_answered(bench: Bench) -> None:
         bench.server.fetch(Fetch([("/0", version)]))
     stats = bench.get(NodeStats(5))
     assert stats.hot == [("/0", 3, 12)] and stats.counters["served"] == 3
+
+
+# -- damage --------------------------------------------------------------------------------
+
+
+def test_verify_is_of_the_incarnation_that_was_meant_and_waits_for_the_checker(bench: Bench) -> None:
+    version = bench.put(b"good", b"bad")
+    bench.store.rot("/1", version)
+    mine = bench.store.identity.incarnation
+    assert bench.get(Verify(mine - 1, [("/0", version)])).code == "stale"
+    token = bench.ask(Verify(mine, [("/0", version), ("/1", version), ("/2", version)]))
+    bench.wait(0.1)
+    assert token not in bench.answers
+    bench.inspect()
+    assert bench.answers[token] == Verified([0], [1])
+
+
+@pytest.mark.parametrize("who", ["a reader", "the endpoint", "the store"])
+def test_a_damaged_page_that_somebody_met_leaves_the_server_as_a_change(bench: Bench, who: str) -> None:
+    version = bench.put(b"good", b"bad")
+    bench.told(Applied(bench.store.number), Stored)
+    bench.store.rot("/1", version)
+    if who == "a reader":
+        assert bench.get(Doubt([("/1", version), ("/unknown", 3)])) == Pong("web-1", 0, EPOCH)
+    elif who == "the endpoint":
+        bench.get(Visits(b"e" * 16, 1, 0, 1, 0, [], damaged=[("/1", version)]))
+    else:
+        bench.happen(Doubted([("/1", version)]))
+    for _ in range(10):
+        bench.wait(0.2)
+        bench.inspect()
+        bench.write()
+    (change,) = bench.report(Stored).message.changes
+    assert change.dropped == [Dropped("/1", version)]
+    assert bench.server.fetch(Fetch([("/1", version)]))[0] == Fetched([NOT_HELD])
+    assert bench.beats[-1].damaged == 1
+    assert bench.get(NodeStats(0)).counters["damaged pages set aside"] == 1
+
+
+def test_a_beat_tells_what_the_disk_owes(bench: Bench) -> None:
+    bench.now += 1.0
+    bench.happen(Tick(Figures(0.5, 1.0, 2.0, write_wait_s=3.0, read_wait_s=4.0)))
+    beat = bench.beats[-1]
+    assert (beat.last_write_age_s, beat.last_read_age_s) == (1.0, 2.0)
+    assert (beat.write_wait_s, beat.read_wait_s) == (3.0, 4.0)
 
 
 # -- its HTTP endpoint -----------------------------------------------------------------

@@ -224,12 +224,16 @@ def test_a_damaged_page_is_not_served(site: Site) -> None:
         page.seek(CHUNK_BYTES + 7)
         page.write(bytes([LARGE[CHUNK_BYTES + 7] ^ 1]))
     number = site.server().number  # type: ignore[union-attr]
-    status, headers, _ = site.get(target)
-    assert (status, headers["location"]) == (302, f"{GATEWAY}/bad?not={number}")
     # The chunk that is whole can be had.
     assert site.get(target, Range="bytes=0-9")[2] == LARGE[:10]
     assert site.get(target, Range=f"bytes={CHUNK_BYTES}-")[0] == 302
+    status, headers, _ = site.get(target)
+    assert (status, headers["location"]) == (302, f"{GATEWAY}/bad?not={number}")
     assert "/bad (version" in site.web.log.read_text()
+    # The web server was told, and looked itself.
+    until(lambda: list(site.data.glob("quarantine/*.json")), "it is set aside")
+    assert not file.exists()
+    until(lambda: site.server().damaged == 1, "the balancer knows")  # type: ignore[union-attr]
 
 
 def test_visits_reach_the_balancer(site: Site) -> None:

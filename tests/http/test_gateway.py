@@ -45,6 +45,7 @@ def server(
     figures: dict[str, Any] = dict.fromkeys(ServerStatus.__struct_fields__, 0)
     place = f"http://web-{number}.test:80" if http_endpoint is None else http_endpoint
     text = {"name": f"web-{number}", "state": state, "endpoint": f"tcp://web-{number}.test:1", "note": ""}
+    figures["draining"] = False
     return ServerStatus(**(figures | text | {"number": number, "http_endpoint": place, "upload_load": load}))
 
 
