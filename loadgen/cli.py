@@ -21,9 +21,11 @@ from click.core import ParameterSource
 from msgspec.structs import replace
 
 from dws import __version__
+from loadgen.bench.cli import bench
 from loadgen.cli_reports import COMMANDS, OutputError, read_report, to_file, writable
 from loadgen.cli_scale import scale_clusters
 from loadgen.comparing import differences, shortcomings
+from loadgen.drill.cli import drill
 from loadgen.plan import MIXED_UPLOAD_EVERY, Plan, PlanError, when
 from loadgen.report import Baseline, Report, ReportError, summarise
 from loadgen.sizes import parse_size
@@ -342,5 +344,5 @@ def _code(report: Report) -> int:
     return 1 if report.summary and report.summary.failures else 0
 
 
-for _command in (*COMMANDS, scale_clusters):
+for _command in (*COMMANDS, scale_clusters, drill, bench):
     cli.add_command(_command)

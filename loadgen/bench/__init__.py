@@ -1,6 +1,8 @@
-"""Comparisons with servers that others made, on this machine and in one run.
+"""Comparisons with servers that others made and with what bare sockets and disks give, in one run.
 
-    python -m loadgen.bench http        redirects, small pages and a large one; nginx and SeaweedFS beside
+    dws-loadgen bench --help
 
-figures is pure: medians, ratios, the verdict. peers runs nginx, SeaweedFS and wrk; http is the comparison.
+figures and table are pure: medians, ratios, the verdict, and what is wanted. bench runs rounds of stages,
+each of which starts servers (peers, or a cluster of ours) and lets drivers do jobs on them; quiet watches
+who else uses the machine; text and html say what came out.
 """

@@ -1,7 +1,7 @@
-"""What rounds of measurements come to: medians, spreads, ratios, and whether they suffice.
+"""What rounds of measurements come to: medians, spreads, ratios, and whether they can be believed.
 
-What lives here: pure computations on what was measured, and their text. What must
-not: running anything (http.py, peers.py).
+What lives here: pure computations on what was measured. What must not: running anything (stages), how
+it looks (text, html).
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,20 @@ from msgspec import Struct
 MET: Final = "✓"
 MISSED: Final = "✗"
 UNKNOWN: Final = "?"
+#: Nothing is wanted of it.
+TOLD: Final = "·"
 
-#: CPU that others used between rounds, as a share of the machine, above which a run is called busy.
+#: CPU that others used before or in a round, as a share of the machine, above which that round was busy.
 BUSY_SHARE: Final = 0.15
+#: Of all rounds. Medians bear fewer than half; this much and it is no longer chance.
+BUSY_ROUNDS: Final = 0.25
 
 
 class Series(Struct):
-    """One subject's rates, one a round, in `unit`; `problem` says why there is none, or what went wrong.
+    """One subject's figures, one a round, in `unit`; `problem` says why there is none, or what went wrong.
 
     bad: answers that were errors, and connections that failed, of all rounds.
+    cpu: process → CPU seconds a million units of work, one a round.
     """
 
     key: str
@@ -30,28 +35,44 @@ class Series(Struct):
     rates: list[float] = []
     bad: int = 0
     problem: str = ""
+    cpu: dict[str, list[float]] = {}
 
 
 class Goal(Struct, frozen=True):
-    """`subject`'s median is to be at least `wanted` times `peer`'s."""
+    """`subject`'s median is to be at least `wanted` times `peer`'s, or at most.
+
+    peer: empty: `wanted` is not a ratio, but what the figure itself is to be.
+    wanted: None: nothing is, the ratio is told.
+    aim: to miss it is told, and no failure.
+    """
 
     subject: str
     peer: str
-    wanted: float
+    wanted: float | None
     title: str
+    at_most: bool = False
+    aim: bool = False
 
 
 class Outcome(Struct, frozen=True):
-    """A goal and what came of it: the ratio is None where a side is missing."""
+    """A goal and what came of it: the ratio is None where a side is missing or nobody would believe it.
+
+    low, high: the least and the greatest of the single rounds' ratios.
+    """
 
     title: str
-    wanted: float
+    wanted: float | None
     ratio: float | None
     mark: str
+    at_most: bool = False
+    low: float | None = None
+    high: float | None = None
+    aim: bool = False
 
 
 class Machine(Struct):
-    """The facts that the figures depend on. `foreign` is the CPU share that others had before each round."""
+    """The facts that the figures depend on. `foreign` is the CPU share that others had before each round,
+    `foreign_during` the one while it was measured, `busiest` who they were."""
 
     cores: int
     processor: str
@@ -59,10 +80,18 @@ class Machine(Struct):
     load_before: float
     load_after: float = 0.0
     foreign: list[float] = []
+    foreign_during: list[float] = []
+    busiest: list[str] = []
+    storage: str = ""
 
 
 class Result(Struct):
-    """A whole comparison, as the JSON file has it."""
+    """A whole comparison, as the JSON file has it.
+
+    believed: whether its ratios may be; `doubts` says why not. They are left out then, or, where the run's
+    user wants to see them all the same, stand there with this flag.
+    small: it was made with less of everything, to try the bench itself.
+    """
 
     machine: Machine
     seconds: float
@@ -72,6 +101,12 @@ class Result(Struct):
     outcomes: list[Outcome] = []
     missing: list[str] = []
     interrupted: bool = False
+    small: bool = False
+    believed: bool = True
+    doubts: list[str] = []
+    started: str = ""
+    command: list[str] = []
+    title: str = ""
 
 
 def typical(series: Series) -> float | None:
@@ -89,62 +124,78 @@ def judge(goal: Goal, series: Sequence[Series]) -> Outcome:
     """Compare medians. A subject with bad answers has missed its goal, however fast it gave them."""
     by_key = {one.key: one for one in series}
     subject, peer = by_key.get(goal.subject), by_key.get(goal.peer)
-    ours, theirs = subject and typical(subject), peer and typical(peer)
+    ours = typical(subject) if subject else None
+    theirs = (typical(peer) if peer else None) if goal.peer else 1.0
     if subject is None or ours is None or not theirs:
-        return Outcome(goal.title, goal.wanted, None, UNKNOWN)
+        return Outcome(goal.title, goal.wanted, None, UNKNOWN, goal.at_most, aim=goal.aim)
     ratio = ours / theirs
-    met = ratio >= goal.wanted and not subject.bad
-    return Outcome(goal.title, goal.wanted, ratio, MET if met else MISSED)
+    single = [1.0 * one for one in subject.rates]
+    if peer and len(peer.rates) == len(single):
+        single = [one / other for one, other in zip(single, peer.rates, strict=True) if other]
+    return Outcome(
+        goal.title, goal.wanted, ratio, _mark(goal, ratio, subject.bad), goal.at_most,
+        min(single, default=ratio), max(single, default=ratio), goal.aim,
+    )  # fmt: skip
+
+
+def _mark(goal: Goal, ratio: float, bad: int) -> str:
+    if goal.wanted is None:
+        return TOLD
+    reached = ratio <= goal.wanted if goal.at_most else ratio >= goal.wanted
+    return MET if reached and not bad else MISSED
+
+
+def conclude(result: Result, goals: Sequence[Goal], *, show_unbelieved: bool = False) -> None:
+    """Judge all goals, unless nobody should believe what came out."""
+    result.doubts = doubts(result)
+    result.believed = not result.doubts
+    result.outcomes = [judge(goal, result.series) for goal in goals]
+    if not result.believed and not show_unbelieved:
+        result.outcomes = [
+            Outcome(one.title, one.wanted, None, UNKNOWN, one.at_most, aim=one.aim) for one in result.outcomes
+        ]
+
+
+def doubts(result: Result) -> list[str]:
+    """Why no ratio of this run is to be believed; empty if there is no reason."""
+    found = []
+    if result.interrupted:
+        found.append(f"interrupted after {result.rounds} whole rounds")
+    machine = result.machine
+    for shares, when in ((machine.foreign, "before"), (machine.foreign_during, "during")):
+        busy = [share for share in shares if share > BUSY_SHARE]
+        if len(busy) > BUSY_ROUNDS * len(shares):
+            who = f": {', '.join(machine.busiest)}" if machine.busiest else ""
+            found.append(
+                f"busy: other processes had over {BUSY_SHARE:.0%} of the machine {when} {len(busy)} of "
+                f"{len(shares)} rounds, {max(busy):.0%} at most{who}"
+            )
+    if result.small:
+        found.append("small: made with less of everything, to try the bench itself")
+    return found
 
 
 def is_busy(machine: Machine) -> bool:
-    """Whether others had so much of the machine that the medians may not be trusted."""
-    return bool(machine.foreign) and median(machine.foreign) > BUSY_SHARE
-
-
-def to_text(result: Result) -> str:
-    """For people: a table of medians, the ratios wanted, and everything that speaks against them."""
-    machine = result.machine
-    lines = [
-        f"{machine.cores} cores, {machine.processor}, {machine.system}; load average "
-        f"{machine.load_before:.2f} before, {machine.load_after:.2f} after",
-        f"{result.rounds} rounds of {result.seconds:g} s each, one server at a time; medians, and "
-        "(largest − smallest) / median",
-        "; ".join(f"{name} {version}" for name, version in result.versions.items()),
-        "",
-    ]
-    lines += [_row(one) for one in result.series] + [""]
-    lines += [
-        f"{one.mark} {one.title}: {'not measured' if one.ratio is None else f'{one.ratio:.2f}'}"
-        f" (wanted: {one.wanted:g} or more)"
-        for one in result.outcomes
-    ]
-    return "\n".join([*lines, *(f"note: {text}" for text in notes(result))])
+    """Whether others had so much of the machine that no ratio may be trusted."""
+    return any(text.startswith("busy") for text in doubts(Result(machine, 0, 0, {}, [])))
 
 
 def notes(result: Result) -> list[str]:
     """What a reader must know before trusting the figures."""
     found = [f"missing: {text}" for text in result.missing]
-    found += [f"{one.title}: {one.bad:,} answers were errors" for one in result.series if one.bad]
-    if result.interrupted:
-        found.append(f"interrupted after {result.rounds} whole rounds")
-    if is_busy(result.machine):
-        share = median(result.machine.foreign)
-        found.append(f"busy: other processes had {share:.0%} of the machine before the rounds")
-    return found
+    for one in result.series:
+        if one.bad:
+            what = f": {one.problem}" if one.problem else ""
+            found.append(f"{one.title}: {one.bad:,} answers were errors{what}")
+    return found + (result.doubts or doubts(result))
 
 
 def exit_code(result: Result) -> int:
-    """130 interrupted · 3 a peer is missing · 1 a goal is missed · 0."""
+    """130 interrupted · 4 not to be believed · 3 a peer is missing · 1 a goal is missed · 0."""
     if result.interrupted:
         return 130
+    if doubts(result):
+        return 4
     if result.missing or any(one.mark == UNKNOWN for one in result.outcomes):
         return 3
-    return 1 if any(one.mark == MISSED for one in result.outcomes) else 0
-
-
-def _row(series: Series) -> str:
-    rate = typical(series)
-    if rate is None:
-        return f"  {series.title:<44} {series.problem or 'not measured'}"
-    return f"  {series.title:<44} {rate:>12,.0f} {series.unit:<12} ±{spread(series.rates):.0%}"
+    return 1 if any(one.mark == MISSED and not one.aim for one in result.outcomes) else 0

