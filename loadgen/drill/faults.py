@@ -411,14 +411,20 @@ class Power(Fault):
         stage.await_repaired(goal=False)
 
 
+#: Ends when whoever started it is gone: a signal may come between its start and the moment it is noted.
+_LOOP: Final = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
+
+
 class Busy(Fault):
     title = "every core is taken by other work; nobody may be declared dead for it"
 
     def play(self, stage: Stage) -> None:
         cores = len(os.sched_getaffinity(0))
         stage.strike(f"{cores} processes take {cores} cores for {self.seconds:g} s")
-        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+        loops: list[subprocess.Popen[bytes]] = []
         try:
+            command = [sys.executable, "-c", _LOOP, str(os.getpid())]
+            loops.extend(subprocess.Popen(command) for _ in range(cores))
             self._look(stage)
         finally:
             for loop in loops:
