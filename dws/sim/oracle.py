@@ -104,7 +104,9 @@ class Oracle(Observer):
             require(disks >= call.copies, "copies", text)
 
     def _has(self, disk: Any, record: Record) -> bool:
-        held = disk.held.get((record.name, record.version))
+        # What it found damaged and set aside it had promised, and the balancer may not have heard of it yet.
+        key = record.name, record.version
+        held = disk.held.get(key) or disk.aside.get(key)
         return held is not None and held.record.digest == record.digest
 
     def decided(self, decisions: list[Decision]) -> None:
@@ -359,8 +361,11 @@ class Oracle(Observer):
     def check_end(self) -> None:
         self._walk()
         if self._world.remembers and len(self._until) <= _HISTORY_CALLS:
-            violations = check_history(self._history()).violations
+            verdict = check_history(self._history())
+            violations = verdict.violations
             require(not violations, "history", "\n".join(map(str, violations[:_SHOWN])))
+            if verdict.undecided:
+                self._world.note("run", "", f"history: {len(verdict.undecided)} groups of pages undecided")
 
     def _history(self) -> list[Operation]:
         operations = []
