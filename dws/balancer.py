@@ -223,6 +223,7 @@ class Balancer:
             decision = Decision(0, bytes(16), 0, [], [], 0.0, unknown)
             effects += self.decisions.hand(decision, lambda number, now: [])[1]
             self._add(self.members.by_id[hello.server])
+        new_life = self.members.by_id[hello.server].incarnation != hello.incarnation
         server, fresh = self.members.welcome(hello, now)
         welcome = Welcome(
             self._head.cluster, self._head.epoch, self._head.nonce, self.decisions.durable, server.number,
@@ -234,7 +235,8 @@ class Balancer:
             effects.append(Connect(server.number, server.pages_endpoint, server.jobs_endpoint))
             self.loads.restarted(server.number, now)
             self.orders.worker(server.number, server.incarnation)
-            self.surplus.restarted(server.number)
+            if new_life:
+                self.surplus.restarted(server.number)
             self.health.watch(server.number, now)
         if fresh or not self.sync.is_live(server.number):
             effects += self.sync.begin(server)

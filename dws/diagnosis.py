@@ -132,8 +132,18 @@ def _state(server: ServerStatus, namesake: bool, told: ClusterStatus) -> Iterato
         yield _draining(server, told)
 
 
+def is_emptied(server: ServerStatus) -> bool:
+    """Whether nothing on a server that is being drained would be missed. What a server holds is known only
+    when it was compared: before that, nothing to move says nothing."""
+    compared = bool(server.incarnation) and server.state not in (JOINING, CONTESTED)
+    return server.draining and compared and not server.to_move
+
+
 def _draining(server: ServerStatus, told: ClusterStatus) -> Finding:
     name = server.name
+    if not server.to_move and not is_emptied(server):
+        step = "wait until it is in sync, and do not stop it for good before"
+        return _notice("draining", name, "is drained, and what it holds is not known yet", step)
     if server.to_move:
         waits = f", and waits: {told.repair.text}" if told.repair.text else ""
         step = f"wait for the end (`dws status`), or take it back: dws node resume {name}"
@@ -191,7 +201,10 @@ def _endpoints(server: ServerStatus, answer: Answer | None) -> Iterator[Finding]
 
 
 def _copies(told: ClusterStatus) -> Iterator[Finding]:
-    none, few = told.page_copies[0], sum(told.page_copies[1 : min(3, told.copies)])
+    none, few = told.page_copies[0], told.repair.missing
+    if any(server.draining for server in told.servers):
+        # Copies on a server that is being drained are not lost: that they move has a notice of its own.
+        few = min(few, sum(told.page_copies[1 : min(3, told.copies)]))
     absent = [server.name for server in told.servers if server.state in (DEAD, JOINING, CONTESTED)]
     where = f"; not here: {', '.join(absent)}" if absent else ""
     if none:
@@ -201,7 +214,7 @@ def _copies(told: ClusterStatus) -> Iterator[Finding]:
         )  # fmt: skip
     if few:
         yield _problem(
-            "too-few-copies", "cluster", f"{few:,} pages have fewer than {told.copies} live copies{where}",
+            "too-few-copies", "cluster", f"{few:,} pages have fewer live copies than wanted{where}",
             _repair_step(told),
         )  # fmt: skip
 
@@ -212,9 +225,7 @@ def _repair_step(told: ClusterStatus) -> str:
         return f"repair waits: {repair.text}"
     if repair.left_s >= 0:
         return f"wait: repair copies them, {repair.pages_s:,.0f} pages/s, about {repair.left_s:,.0f} s left"
-    if repair.missing:
-        return "wait: repair begins"
-    return "wait: repair begins when the servers that hold them are dead, not only silent"
+    return "wait: repair begins"
 
 
 # -- the balancer ------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ class Violation(Struct):
 
 
 class Verdict(Struct):
-    """undecided: groups of pages whose batches took more than the allowed work to judge as wholes; each
-    of their pages was judged by itself."""
+    """undecided: groups of pages that took more than the allowed work to judge as wholes. The pages of a
+    group were judged each by itself; of a group of one page nothing is said."""
 
     violations: list[Violation]
     undecided: list[list[str]]
@@ -72,10 +72,14 @@ def check(
         try:
             broken = _search(names, group, start, states_max)
             if broken and len(names) > 1:
-                broken = _by_page(names, group, start, states_max) or [_not_whole(broken[0])]
+                alone, _ = _by_page(names, group, start, states_max)
+                broken = alone or [_not_whole(broken[0])]
         except TooManyStatesError:
             undecided.append(names)
-            broken = _by_page(names, group, start, states_max) if len(names) > 1 else []
+            broken = []
+            if len(names) > 1:
+                broken, unsure = _by_page(names, group, start, states_max)
+                undecided += unsure
         violations += broken
     return Verdict(violations, undecided)
 
@@ -101,9 +105,11 @@ def _not_whole(broken: Violation) -> Violation:
 
 def _by_page(
     names: list[str], group: list[Operation], start: dict[str, int], states_max: int
-) -> list[Violation]:
-    """The violations of each page looked at alone, as if no operation touched two."""
+) -> tuple[list[Violation], list[list[str]]]:
+    """The violations of each page looked at alone, as if no operation touched two; and pages for which that
+    was too much work, too, a group each."""
     violations = []
+    unsure = []
     touching: dict[str, list[Operation]] = {name: [] for name in names}
     for operation in group:
         for name in {**operation.reads, **operation.writes, **operation.unlike}:
@@ -112,8 +118,8 @@ def _by_page(
         try:
             violations += _search([name], alone, start, states_max)
         except TooManyStatesError:
-            continue
-    return violations
+            unsure.append([name])
+    return violations, unsure
 
 
 def _alone(operation: Operation, name: str) -> Operation:

@@ -155,7 +155,7 @@ class Repair:
             if not sources:
                 continue
             names = self.shortage.take_in(queue)
-            job = self._fill(queue.key, names, sources[0], now)
+            job = self._fill(queue.key, names, sources, now)
             if job is not None:
                 self._passed = 0
                 return job
@@ -180,7 +180,7 @@ class Repair:
         failure = self._failed.get(name)
         return failure is None or failure.retry_at <= now
 
-    def _fill(self, key: GroupKey, names: list[str], source: int, now: float) -> _Job | None:
+    def _fill(self, key: GroupKey, names: list[str], sources: list[int], now: float) -> _Job | None:
         """Take pages off the end of a queue, for one target. None if it has no more, or none may take it."""
         while names and not self._is_due(names[-1], key, now):
             names.pop()
@@ -189,6 +189,9 @@ class Repair:
         target = self._target(names[-1], now)
         if target is None:
             return None
+        # Another source each time: two servers may not reach each other though we reach both.
+        failure = self._failed.get(names[-1])
+        source = sources[failure.tries % len(sources) if failure else 0]
         room = min(self._loads.bytes_free(target), self._config.repair_job_bytes)
         strays = self._catalog.pictures[target].strays
         pages: dict[str, Entry] = {}

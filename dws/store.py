@@ -170,7 +170,7 @@ class PageStore(Protocol):
 # -- reading back ---------------------------------------------------------------------------
 
 #: What was found of a part of a page: its bytes are right; wrong, cut off or gone; not read, which may
-#: pass; or the page is not held.
+#: pass; or the page is not held, or this process lacked what it takes to look.
 GOOD, WRONG, UNREADABLE, NOT_THERE = range(4)
 
 

@@ -125,7 +125,9 @@ class Suspects:
         suspect.unread = suspect.unread + 1 if verdict == UNREADABLE else 0
         certain = suspect.wrong >= 2 or suspect.unread >= _UNREAD_MAX
         suspect.state = TRANSITIONS[suspect.state, "certain" if certain else "in doubt"] or RESTING
-        suspect.again_at = now + AGAIN_S * 2.0 ** max(0, suspect.unread - 1)
+        # Bounded: a page that cannot be set aside is looked at for as long as its disk is full.
+        doublings = min(max(0, suspect.unread - 1), _UNREAD_MAX)
+        suspect.again_at = now + AGAIN_S * 2.0**doublings
         return not certain
 
     def written(self, key: Key, reason: str, result: OpResult, now: float) -> Effects:

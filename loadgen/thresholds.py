@@ -35,6 +35,8 @@ _UNITS: Final = {
     "requests": "number", "failed": "count", "availability": "share",
     "spread": "number", "jain": "number", "cpu": "number", "speedup": "number", "died": "number",
 }  # fmt: skip
+#: Of which response times there are percentiles of their own.
+_KINDS: Final = ("download", "upload", "late")
 FIGURES: Final = ("p50 … p99.99", *_UNITS)
 _SAMPLES: Final = {"time": "50ms", "number": "2.5", "size": "10MB", "count": "0 or 1%", "share": "99.9%"}
 
@@ -61,7 +63,7 @@ def parse(text: str) -> Threshold:
         raise ThresholdError(f"threshold {text!r} is not of the form 'p99>50ms' or 'failed>1%'")
     of, figure = _split(match[1])
     unit = "time" if _percent(figure) is not None else _UNITS.get(figure)
-    if unit is None or (of is not None and unit != "time"):
+    if unit is None or (of is not None and (unit != "time" or of not in _KINDS)):
         raise ThresholdError(
             f"threshold {text!r}: there is no figure {match[1]!r}, but there are {', '.join(FIGURES)}; "
             "those that are response times also as upload.p99 or late.p99"

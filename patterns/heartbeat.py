@@ -60,9 +60,7 @@ class Beater:
 
     def beat(self, body: bytes) -> bytes:
         self._sequence += 1
-        header = HEADER.pack(
-            SIGNATURE, VERSION, 0, self.realm, self._peer, self._incarnation, self._sequence
-        )
+        header = HEADER.pack(SIGNATURE, VERSION, 0, self.realm, self._peer, self._incarnation, self._sequence)
         return header + body
 
 

@@ -164,9 +164,7 @@ class Dispatcher(Generic[Key]):
 
     def _frame(self, body: bytes) -> bytes:
         assert self._incarnation is not None
-        header = HEADER.pack(
-            SIGNATURE, VERSION, 0, self._realm, self._epoch, self._incarnation, self._number
-        )
+        header = HEADER.pack(SIGNATURE, VERSION, 0, self._realm, self._epoch, self._incarnation, self._number)
         return header + body
 
     def check(self) -> None:
@@ -179,7 +177,10 @@ class Dispatcher(Generic[Key]):
 
 
 class Gate:
-    """The worker's side: lets through what is meant for it, once."""
+    """The worker's side: lets through what is meant for it, once.
+
+    All that it knows is its epoch and the highest number let through, so it has no table of transitions.
+    """
 
     def __init__(self, realm: bytes, incarnation: int) -> None:
         self.realm = realm

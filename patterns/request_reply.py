@@ -166,7 +166,8 @@ class Requester(Generic[Tag]):
 
 
 class Replier(Generic[Peer]):
-    """The answering side of one ROUTER.
+    """The answering side of one ROUTER. A deferred request is owed an answer until it is resolved, and that
+    is all: what is answered at once leaves no trace, so there is no table of transitions.
 
     owed_max, owed_max_peer: deferred answers kept at once, in all and for each
         peer. Past that `defer` raises RemoteError, and the request is answered

@@ -26,7 +26,7 @@ from patterns.errors import LocalError, RemoteError
 
 EMPTY, COMPARING, LOADING, LIVE = "empty", "comparing", "loading", "live"
 
-#: (state, event) → state.
+#: (state of the follower, event) → state.
 TRANSITIONS: Final[dict[tuple[str, str], str]] = {
     (EMPTY, "begin"): COMPARING,
     (COMPARING, "begin"): COMPARING,
@@ -39,6 +39,21 @@ TRANSITIONS: Final[dict[tuple[str, str], str]] = {
     (LOADING, "reset"): EMPTY,
     (LIVE, "reset"): EMPTY,
     (EMPTY, "reset"): EMPTY,
+}
+
+UNFOLLOWED, READY, SENDING = "unfollowed", "ready", "sending"
+
+#: (state of the feed, event) → state. What is not here leaves the state as it is.
+FEED_TRANSITIONS: Final[dict[tuple[str, str], str]] = {
+    (UNFOLLOWED, "follow"): READY,
+    (READY, "send"): SENDING,
+    (SENDING, "progress"): READY,
+    (SENDING, "no progress"): READY,
+    (READY, "follow"): READY,
+    (SENDING, "follow"): READY,
+    (READY, "leave"): UNFOLLOWED,
+    (SENDING, "leave"): UNFOLLOWED,
+    (UNFOLLOWED, "leave"): UNFOLLOWED,
 }
 
 _HISTORY: Final = 32
@@ -161,43 +176,60 @@ class Feed:
     """
 
     def __init__(self, pause_s: float) -> None:
+        self.state = UNFOLLOWED
         self.number = 0
         """Of the last update made."""
         self.applied: int | None = None
         """What the follower has; None: nobody follows."""
         self._pause_s = pause_s
-        self._sending = False
         self._not_before = 0.0
+        self.counters: Counter[str] = Counter()
 
     def follow(self, applied: int | None) -> None:
         """A follower came (at this number), or none is there (None)."""
+        self._step("leave" if applied is None else "follow")
         self.applied = applied
-        self._sending = False
         self._not_before = 0.0
 
     def poll(self, now: float) -> int | None:
         """Send updates after this number now; None: nothing to send."""
-        if self.applied is None or self._sending or now < self._not_before or self.applied >= self.number:
+        if self.applied is None or now < self._not_before or self.applied >= self.number:
             return None
-        self._sending = True
-        return self.applied
+        return self.applied if self._step("send") else None
 
     def answered(self, applied: int, now: float) -> None:
         """The follower's answer: it has applied this much, or -1: it cannot now.
 
-        What was never sent it cannot have applied: such an answer counts as -1.
+        What was never sent it cannot have applied: such an answer counts as -1. One to no
+        request that is on the way is a counted drop.
         """
-        self._sending = False
         if not 0 <= applied <= self.number or applied == self.applied:
-            self._not_before = now + self._pause_s
-        else:
+            self.unanswered(now)
+        elif self._step("progress"):
             self.applied = applied
+        else:
+            self.counters["late answers"] += 1
 
     def unanswered(self, now: float) -> None:
-        self._sending = False
-        self._not_before = now + self._pause_s
+        """No answer came in time; a counted drop if none is waited for."""
+        if self._step("no progress"):
+            self._not_before = now + self._pause_s
+        else:
+            self.counters["late answers"] += 1
 
     def wake_at(self) -> float | None:
-        if self.applied is None or self._sending or self.applied >= self.number:
+        if self.applied is None or self.state != READY or self.applied >= self.number:
             return None
         return self._not_before
+
+    def _step(self, event: str) -> bool:
+        """False if nothing is to happen."""
+        after = FEED_TRANSITIONS.get((self.state, event))
+        if after is None:
+            return False
+        self.state = after
+        return True
+
+    def check(self) -> None:
+        """Somebody follows, or nobody is sent to."""
+        assert (self.applied is None) == (self.state == UNFOLLOWED)

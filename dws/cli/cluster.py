@@ -15,7 +15,9 @@ import click
 
 from dws.cli import exits, output
 from dws.cli.session import Session, client_options, json_option, pass_session
+from dws.diagnosis import is_emptied
 from dws.errors import DwsError
+from dws.membership import DEAD
 from dws.messages import Because, Choice, ClusterStatus, ServerStatus, to_plain
 from dws.names import check_name, format_version
 
@@ -118,8 +120,10 @@ def _note(server: ServerStatus) -> str:
     if server.draining and server.to_move:
         left = f"{output.pages_text(server.to_move)}, {output.bytes_text(server.to_move_bytes)}"
         notes.append(f"drained: {left} left to move")
+    elif is_emptied(server):
+        notes.append("drained: " + ("not needed any more" if server.state == DEAD else "safe to stop"))
     elif server.draining:
-        notes.append("drained: " + ("not needed any more" if server.state == "dead" else "safe to stop"))
+        notes.append("drained: what it holds is not known yet")
     if server.damaged:
         notes.append(f"{server.damaged:,} damaged records set aside")
     return "; ".join(notes)

@@ -16,6 +16,7 @@ import click
 
 from dws.cli import exits, output
 from dws.cli.session import Session, client_options, json_option, pass_session
+from dws.diagnosis import is_emptied
 from dws.errors import Refused, TimedOut, Unreachable
 from dws.membership import DEAD
 from dws.messages import ClusterStatus, Maintained, ServerStatus, to_plain
@@ -94,7 +95,7 @@ class _Drain:
             self._show(told, server)
             if server.state == DEAD:
                 raise Refused(_dead(server))
-            if not server.to_move:
+            if is_emptied(server):
                 self._end(server)
                 return exits.OK
             time.sleep(_EVERY_S)
@@ -132,6 +133,8 @@ class _Drain:
 def _dead(server: ServerStatus) -> str:
     if server.to_move:
         return f"{server.name} died, with {server.to_move:,} pages that were not moved; start it again"
+    if not is_emptied(server):
+        return f"{server.name} is dead, and what it holds was not known yet; start it again"
     return f"{server.name} is dead; all it held is on other servers"
 
 

@@ -29,6 +29,8 @@ from dws.store import GOOD, NOT_THERE, UNREADABLE, WRONG, Part
 #: `changes` returns no more than this, so that what it returns fits a message.
 CHANGES_MAX_BYTES: Final = 4 * MIB
 DAMAGED_MAX: Final = 1000
+#: What a process has run out of says nothing of the page that it could not read for it.
+_OUR_LACK: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class PageReader:
@@ -201,8 +203,9 @@ class PageReader:
                 is_right = self._check_file(key, record, digests or record.digest, part)
             except FileNotFoundError:
                 is_right = False
-            except OSError:
-                return UNREADABLE
+            except OSError as error:
+                # Nothing is known of it then, and nobody may conclude that its bytes are gone.
+                return NOT_THERE if error.errno in _OUR_LACK else UNREADABLE
         if is_right:
             return GOOD
         # A drop of it that came in between deletes its file.

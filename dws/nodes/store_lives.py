@@ -87,7 +87,10 @@ class StoreLife:
         self._finish_setting_aside()
         last = self._last_life()
         died_at = self._died_of_a_fault() if last is not None else None
-        faults = _faults_before(last or {}) + ([died_at] if died_at is not None else [])
+        faults = _faults_before(last or {})
+        # A start that was killed after it had noted a death leaves that death's log: it is the same one.
+        if died_at is not None and died_at not in faults:
+            faults.append(died_at)
         if not (self.path / STORE_NAME).exists():
             if any((self.path / "pages").glob("*/*")):
                 self._set_aside("there are files of pages, and no record of them")

@@ -15,6 +15,7 @@ Faults of 1 and 2 are the store's; faults of 3 and 4 are those of single pages, 
 told as such. What time does not suffice for is left to the scrubber.
 """
 
+import errno
 import json
 import os
 import signal
@@ -110,6 +111,11 @@ def look(path: Path, within_s: float) -> Walked:
         return _Look(path, time.monotonic() + within_s).walk()
     except (lmdb.Error, msgspec.DecodeError, ValueError) as error:
         return Walked(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        # A disk that cannot read is the store's fault; what else may fail, memory say, tells nothing of it.
+        if error.errno != errno.EIO:
+            raise
+        return Walked(f"the disk cannot read: {error}")
 
 
 def _open(path: Path) -> lmdb.Environment:

@@ -40,7 +40,8 @@ from patterns.errors import RemoteError
 from patterns.heartbeat import parse
 from patterns.jobs import HEADER_BYTES
 from patterns.request_reply import NO_REALM
-from patterns.sim.network import PUSH, SUB, Frames, Socket
+from patterns.sim.connections import PUSH, SUB, Frames
+from patterns.sim.network import Socket
 
 if TYPE_CHECKING:
     from dws.sim.world import World

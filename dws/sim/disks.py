@@ -1,14 +1,11 @@
 """Disks in memory: the interfaces of dws/store.py, and what real disks do besides.
 
-What lives here: a page store's disk and a catalog's. What must not: when a
-write begins and ends (nodes do), and what fails (faults.py).
+What lives here: the disk of a page store, of a catalog. What must not: when a write begins
+and ends (nodes do), what fails (faults.py).
 
-A commit is `write`, then `sync`: until `sync` returned, nothing of it can be
-read, and a crash keeps as much of it as chance has it: of a page store any number of its
-operations, from the first on, each whole; of a catalog, which writes one
-transaction, all or nothing. Staged bytes end with the process. A disk can be
-full, slow (its `fsync_factor`), and rot: bytes change where they lie.
-Nothing here is shared between threads.
+A commit is `write`, then `sync`. Until `sync` returned nothing of it can be read, and a crash
+keeps what chance has it: of a page store its first operations, any number, each whole; of a
+catalog all or nothing. Staged bytes end with the process. Disks can be full, slow, and rot.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,7 @@ from dws.limits import COUNTER_BITS
 from dws.names import epoch_of, format_version
 from dws.sim.world import World
 from patterns import heartbeat, jobs, request_reply
-from patterns.sim.network import Frames, Way
+from patterns.sim.connections import Frames, Way
 
 _HEADERS: Final = {
     request_reply.SIGNATURE: request_reply.HEADER_BYTES,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from patterns.fair import FairQueue
 from patterns.request_reply import HEADER_BYTES, NO_REALM, Replier, Requester, request_id_of
-from patterns.sim.network import DEALER, ROUTER, Frames, Host, Socket, Unreachable
+from patterns.sim.connections import DEALER, ROUTER, Frames
+from patterns.sim.network import Host, Socket, Unreachable
 
 if TYPE_CHECKING:
     from dws.sim.world import World

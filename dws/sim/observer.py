@@ -42,7 +42,7 @@ class Call(Struct, eq=False):
     """One call of a virtual client, from its beginning to what it was told.
 
     began, ended: virtual seconds; since: the last decision that the balancer knew
-    to be durable when the call began; until: the same when it ended.
+    to be durable when the call began.
     """
 
     client: str
@@ -57,7 +57,6 @@ class Call(Struct, eq=False):
     batches: list[bytes] = []
     """Every batch id that a put or removal was tried under."""
     ended: float = -1.0
-    until: int = -1
     outcome: str = ""
     error: str = ""
     got: dict[str, bytes] = {}

@@ -13,7 +13,7 @@ from msgspec.structs import asdict, fields, replace
 
 from dws.config import Config
 from dws.errors import ConfigError
-from dws.limits import MIB, SERVERS_MAX
+from dws.limits import SERVERS_MAX
 from dws.policy import POLICIES
 
 CRASH, PAUSE, BREAK, CUT, CUT_ONE_WAY = "crash", "pause", "break", "cut", "cut-one-way"
@@ -29,7 +29,7 @@ FAULTS: Final = {
     CUT_ONE_WAY: "nothing comes through from one node to another for a while",
     FULL: "a server's disk is full for a while",
     CATALOG_FULL: "the balancer's disk is full for a while, which ends it",
-    SLOW: "fsync of a node takes fifty times as long for a while",
+    SLOW: "fsync of a server takes fifty times as long for a while",
     FSYNC: "an fsync fails, which ends the node",
     ROT: "a byte of a stored page changes on its disk",
     LOSE_DISK: "a server is killed and comes back with an empty disk, as a new server",
@@ -96,7 +96,8 @@ class Options(Struct, frozen=True, kw_only=True):
             (0 < self.calm_s <= 1e6, f"calm: {self.calm_s:g} is not within 0 and 1,000,000"),
             (self.think_s > 0, f"think: {self.think_s:g} is not above 0"),
             (self.fault_s > 0, f"fault-every: {self.fault_s:g} is not above 0"),
-            (0 < self.delay_s < inf and 0 <= self.late_s < inf, "delay, late: not above 0"),
+            (0 < self.delay_s < inf, f"delay: {self.delay_s:g} is not above 0"),
+            (0 <= self.late_s < inf, f"late: {self.late_s:g} is not at least 0"),
             (0 < self.fsync_s < inf, f"fsync: {self.fsync_s:g} is not above 0"),
             (self.hwm >= 1, f"hwm: {self.hwm} is not at least 1"),
             (self.log_max >= 1, f"log: {self.log_max} is not at least 1"),
@@ -167,6 +168,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return "+".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-LARGE_SIZES: Final = (MIB, MIB + 1, 3 * MIB - 1)

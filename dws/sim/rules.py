@@ -36,7 +36,7 @@ RULES: Final = {
     "incarnation": "of a server's incarnations the balancer follows the last that it has heard of",
     "picture": "changes of a disk are applied in order, and the picture made of them is what the disk has",
     "stale-job": "a server carries out jobs in the order of their numbers, and each number once",
-    "wrong-catalog": "a balancer on an old copy of the catalog drops nothing and decides nothing",
+    "wrong-catalog": "a balancer on an old catalog drops nothing, decides nothing, and leads nobody",
     "deadline": "a call ends, however it ends",
 }
 

@@ -32,7 +32,8 @@ from dws.webserver import (
 from patterns.errors import RemoteError
 from patterns.heartbeat import Beater
 from patterns.request_reply import NO_REALM
-from patterns.sim.network import PUB, PULL, Frames, Socket
+from patterns.sim.connections import PUB, PULL, Frames
+from patterns.sim.network import Socket
 
 if TYPE_CHECKING:
     from dws.sim.world import World

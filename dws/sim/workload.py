@@ -14,7 +14,7 @@ from dws.client import Call as Request
 from dws.client import Operation
 from dws.download import ReadPages, StreamPage
 from dws.errors import Conflict, NotFound, OutcomeUnknown
-from dws.limits import KIB
+from dws.limits import KIB, MIB
 from dws.messages import ABSENT, ANY, Drain, Forget, List, Resume, Stat, Status
 from dws.outbox import PutItem
 from dws.sim.client_node import ClientNode
@@ -32,7 +32,6 @@ from dws.sim.observer import (
     UNKNOWN,
     Call,
 )  # fmt: skip
-from dws.sim.options import LARGE_SIZES
 from dws.upload import PutBatch, RemovePages
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ _WEIGHTS: Final = (8, 2, 5, 2, 1)
 #: Bytes of the pages of one put, and how often: below and above what lies inside a record store, too.
 _SIZES: Final = ((0, 5), (5, 100), (100 * KIB, 300 * KIB))
 _SIZE_WEIGHTS: Final = (4, 8, 1)
+#: Of a large page: at the edge of what moves in one chunk, and beyond.
+_LARGE_SIZES: Final = (MIB, MIB + 1, 3 * MIB - 1)
 _STAT_NAMES: Final = 100
 _ASK_S: Final = 5.0
 #: Few contents, so that pages are put again with the bytes that they have.
@@ -147,7 +148,6 @@ class Workload:
         del self.open[call]
         self.ended += 1
         call.ended = self._world.clock.now
-        call.until = self._world.known
         call.outcome = outcome
         call.error = error
         self._world.observer.returned(call)
@@ -169,7 +169,7 @@ class Workload:
         call.names = rng.sample(self.names, rng.randint(1, 4))
         sizes: tuple[int, ...] = rng.choices(_SIZES, _SIZE_WEIGHTS)[0]
         if rng.random() < self._world.options.large:
-            call.names, sizes = call.names[:1], LARGE_SIZES
+            call.names, sizes = call.names[:1], _LARGE_SIZES
         call.pages = {name: bytes([rng.randint(1, _CONTENTS)]) * rng.choice(sizes) for name in call.names}
         alone = len(call.names) == 1 and rng.random() < 0.5
         return self.put(client, call, known=not alone, rereadable=not alone or rng.random() < 0.5)

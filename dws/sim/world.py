@@ -22,6 +22,7 @@ from dws.sim.faults import Faults
 from dws.sim.nodes import Node
 from dws.sim.observer import BrokenInvariant, Observer
 from dws.sim.options import Options
+from dws.sim.rules import require
 from dws.sim.server_node import ServerNode
 from dws.sim.workload import Workload
 from dws.store import Decision
@@ -265,8 +266,8 @@ class World:
     def refused(self, server: ServerNode, catalog: CatalogDisk) -> None:
         """A server that knew better was never led by this catalog."""
         identity = server.disk.identity
-        if (identity.start_epoch, identity.start_nonce) == (catalog.head.epoch, catalog.head.nonce):
-            raise BrokenInvariant("wrong catalog", f"{server.name} follows an old copy of the catalog")
+        follows = (identity.start_epoch, identity.start_nonce) == (catalog.head.epoch, catalog.head.nonce)
+        require(not follows, "wrong-catalog", f"{server.name} follows an old copy of the catalog")
 
     # -- a catalog made anew ---------------------------------------------------------------
 

@@ -426,6 +426,8 @@ class Busy(Fault):
             command = [sys.executable, "-c", _LOOP, str(os.getpid())]
             loops.extend(subprocess.Popen(command) for _ in range(cores))
             self._look(stage)
+            if any(loop.poll() is not None for loop in loops):
+                raise NotObserved("a process that was to take a core ended before the end of it")
         finally:
             for loop in loops:
                 loop.kill()

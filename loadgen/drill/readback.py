@@ -114,6 +114,15 @@ class Reader:
 def read_back(endpoint: str, workload: Workload, report: DrillReport, copies: int) -> None:
     """Look at every page from outside, and judge what was recorded; the findings go into the report."""
     found = report.read_back = ReadBack()
+    try:
+        _look(endpoint, workload, found, copies)
+    except DwsError as error:
+        found.problems.append(f"reading back from every holder: {error!r}")
+    del found.problems[_PROBLEMS_KEPT:]
+    _judge(workload, report)
+
+
+def _look(endpoint: str, workload: Workload, found: ReadBack, copies: int) -> None:
     changing = [name for family in workload.families for name in family]
     names = [*workload.initial, *changing]
     with dws.connect(endpoint, timeout_s=_ANSWER_S) as client:
@@ -128,12 +137,8 @@ def read_back(endpoint: str, workload: Workload, report: DrillReport, copies: in
     reader = Reader(endpoint)
     try:
         _compare(reader, [name for name in names if name in there], workload, found, copies)
-    except DwsError as error:
-        found.problems.append(f"reading back from every holder: {error!r}")
     finally:
         reader.close()
-    del found.problems[_PROBLEMS_KEPT:]
-    _judge(workload, report)
 
 
 def _compare(reader: Reader, names: list[str], workload: Workload, found: ReadBack, copies: int) -> None:

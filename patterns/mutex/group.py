@@ -20,7 +20,8 @@ from patterns.mutex.resource import Resource
 from patterns.mutex.ricart_agrawala import RicartAgrawala
 from patterns.mutex.token_ring import TokenRing
 from patterns.sim.clock import Clock
-from patterns.sim.network import PULL, PUSH, Frames, Network, Socket
+from patterns.sim.connections import PULL, PUSH, Frames
+from patterns.sim.network import Network, Socket
 
 COORDINATOR, RICART_AGRAWALA, TOKEN_RING = "coordinator", "ricart-agrawala", "token-ring"
 ALGORITHMS: Final = (COORDINATOR, RICART_AGRAWALA, TOKEN_RING)
@@ -110,11 +111,6 @@ class Group:
 
     def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
         return self.clock.run(until, stop)
-
-    @property
-    def mean_delay_s(self) -> float:
-        """Of a message, while no message is late."""
-        return 0.6 * self.network.delay_s
 
     def check(self) -> None:
         """The machines' own invariants."""

@@ -784,15 +784,20 @@ def test_status_tells_of_repair() -> None:
     assert "drained: 7 pages, 0 B left to move" in status_text(told)
     told.servers[0].to_move = 0
     assert "safe to stop" in status_text(told)
+    told.servers[0].state = "joining"
+    assert "safe to stop" not in status_text(told) and "not known yet" in status_text(told)
 
 
 # node
 
 
-def drained(to_move: int, state: str = "draining", draining: bool = True) -> ClusterStatus:
+def drained(
+    to_move: int, state: str = "draining", draining: bool = True, incarnation: int = 7
+) -> ClusterStatus:
     told = FakeClient().status()
     server = told.servers[0]
     server.state, server.draining, server.to_move = state, draining, to_move
+    server.incarnation = incarnation
     return told
 
 
@@ -821,6 +826,13 @@ def test_node_drain_waits_until_it_is_safe_to_stop(run: Run, statuses: list[Any]
     assert not statuses
 
 
+def test_node_drain_waits_until_it_is_known_what_the_server_holds(run: Run, statuses: list[Any]) -> None:
+    """A balancer that has just started knows of no page on it, which is not the same as none."""
+    statuses += [drained(9), drained(0, "joining"), drained(9), drained(0)]
+    assert run("node", "drain", "web-1").exit_code == 0
+    assert not statuses
+
+
 def test_node_drain_as_json_is_a_line_each_time(run: Run, statuses: list[Any]) -> None:
     statuses += [drained(9), drained(0)]
     lines = [json.loads(line) for line in run("node", "drain", "web-1", "--json").stdout.splitlines()]
@@ -832,6 +844,7 @@ def test_node_drain_as_json_is_a_line_each_time(run: Run, statuses: list[Any]) -
     [
         (drained(3, "dead"), "died, with 3 pages that were not moved"),
         (drained(0, "dead"), "all it held is on other servers"),
+        (drained(0, "dead", incarnation=0), "what it holds was not known yet"),
         (drained(3, "alive", draining=False), "was taken back"),
     ],
 )

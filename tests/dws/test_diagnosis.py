@@ -71,6 +71,14 @@ CASES: dict[str, tuple[ClusterStatus, list[tuple[str, ...]]]] = {
     "drained": (
         status(server(1), server(2), server(3, "draining", draining=True)), [("notice", "drained", "web-3")],
     ),
+    "drained, and not compared yet": (
+        status(server(1), server(2), server(3, "joining", draining=True)),
+        [("problem", "not-synced", "web-3"), ("notice", "draining", "web-3")],
+    ),
+    "drained, and not back since the balancer's start": (
+        status(server(1), server(2), server(3, "dead", draining=True, incarnation=0)),
+        [("problem", "dead", "web-3"), ("notice", "draining", "web-3")],
+    ),
     "one left": (
         status(server(1), server(2, "dead")),
         [("problem", "dead", "web-2"), ("problem", "too-few-servers", "cluster")],
@@ -92,9 +100,24 @@ CASES: dict[str, tuple[ClusterStatus, list[tuple[str, ...]]]] = {
     "pages that nobody has": (
         status(page_copies=[2, 0, 8, 0]), [("problem", "no-copy", "cluster")],
     ),
-    "too few copies": (status(page_copies=[0, 2, 8, 0]), [("problem", "too-few-copies", "cluster")]),
+    "too few copies": (
+        status(page_copies=[0, 2, 8, 0], repair=RepairStatus(missing=2)),
+        [("problem", "too-few-copies", "cluster")],
+    ),
+    "one copy, and no more was wanted": (status(page_copies=[0, 2, 8, 0]), []),
+    "two copies, and more were wanted": (
+        status(repair=RepairStatus(missing=2)), [("problem", "too-few-copies", "cluster")],
+    ),
+    "two copies, one of them on a server that is drained": (
+        status(
+            server(1), server(2), server(3, "draining", draining=True, to_move=2),
+            repair=RepairStatus(missing=2),
+        ),
+        [("notice", "draining", "web-3")],
+    ),
     "two copies of three": (
-        status(copies=3, page_copies=[0, 0, 8, 2]), [("problem", "too-few-copies", "cluster")],
+        status(copies=3, page_copies=[0, 0, 8, 2], repair=RepairStatus(missing=8)),
+        [("problem", "too-few-copies", "cluster")],
     ),
     "refused once": (
         status(counters={"hello refused: behind": 2}), [("notice", "hello-refused", "balancer")],

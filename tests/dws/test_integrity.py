@@ -352,6 +352,16 @@ def test_without_room_to_set_it_aside_it_is_tried_again(bench: Bench) -> None:
     assert bench.set_aside == 1
 
 
+def test_a_disk_that_stays_full_for_days_ends_nothing(bench: Bench) -> None:
+    """Waits double with the looks that could not read, and looks go on: the figure is bounded."""
+    suspects = bench.integrity.suspects
+    suspects.doubt(("/bad", VERSION), "somebody was told so")
+    suspect = suspects._all["/bad", VERSION]
+    suspect.unread = 2_000
+    assert not suspects._in_doubt(suspect, UNREADABLE, 0.0), "certain, since long"
+    assert suspect.again_at < 3600
+
+
 def test_doubts_are_bounded_and_one_page_is_doubted_once() -> None:
     bench = Bench(disk_with(**{f"p{number}": 10 for number in range(SUSPECTS_MAX + 20)}))
     names = [name for name, _ in bench.disk.held]

@@ -150,6 +150,22 @@ def test_what_is_not_held_is_not_there(store: LmdbPageStore) -> None:
     assert store.check([Part("/p", 2, 0, 1), Part("/other", 1, 0, 1)]) == [NOT_THERE, NOT_THERE]
 
 
+def test_a_server_without_file_descriptors_finds_no_damage(
+    store: LmdbPageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or both copies of a good page could be set aside, where crowds of clients take all descriptors."""
+    put(store, "/p", ONE_CHUNK)
+
+    def fails(key: bytes) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(store._files, "size", fails)
+    assert store.check([Part("/p", 1, 0, 1)]) == [NOT_THERE]
+    set_aside(store, "/p")
+    monkeypatch.undo()
+    assert store.check([Part("/p", 1, 0, 1)]) == [GOOD]
+
+
 def test_a_failed_read_is_no_damage(store: LmdbPageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, "/p", ONE_CHUNK)
 

@@ -248,6 +248,22 @@ def test_a_failed_copy_is_tried_again_alone_and_its_source_looks_at_its_bytes(de
     assert sorted(alone) == [["/0"], ["/1"], ["/2"]], "one bad page holds up no others"
 
 
+def test_after_a_failure_another_source_is_asked(desk: Desk) -> None:
+    """The link between two servers may be cut, which neither of them is dead for."""
+    desk.put(1, "/a", on=("web-1", "web-2", "web-3"))
+    desk.die(desk.figures["web-1"])
+    (first,) = repairs(desk)
+    target, source = desk.figure(first.server), first.message.source
+    no_way = CopyFailed(
+        target.incarnation, batch_id(1), 1, "no answer", source.number, first.message.job, "unreachable"
+    )
+    desk.report(no_way)
+    desk.wait(repair._REST_S + 2.0)
+    (again,) = repairs(desk)
+    assert again.server == first.server, "there is no other"
+    assert again.message.source.number != source.number
+
+
 def test_a_server_that_could_not_store_is_left_alone_for_a_while(desk: Desk) -> None:
     desk.put(1, "/a", on=("web-1", "web-2"))
     desk.die(desk.figures["web-1"])

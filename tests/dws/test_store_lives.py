@@ -4,6 +4,7 @@ Lives are objects here, their deaths are left out `end`s; the last words of an i
 Real deaths are in tests/cluster/test_integrity.py.
 """
 
+import errno
 import json
 import os
 import signal
@@ -141,6 +142,14 @@ def test_two_deaths_by_a_fault_within_a_minute_set_it_aside(lives: Lives) -> Non
     lives.die(life, fault_at=1061.0)
     lives.begin().end()
     assert lives.aside == ["1"], "the empty one has a life of its own"
+
+
+def test_one_death_that_is_met_twice_is_one(lives: Lives) -> None:
+    """A start that is killed between noting a death and deleting its log leaves both."""
+    lives.die(lives.begin(), fault_at=1000.0)
+    lives.die(lives.begin(), fault_at=1000.0)
+    lives.begin().end()
+    assert lives.aside == []
 
 
 @pytest.mark.parametrize("between", ["a kill", "time", "a clean stop"])
@@ -354,3 +363,18 @@ def test_a_dying_process_leaves_word_of_a_fault(tmp_path: Path, number: int, is_
     command = [sys.executable, "-c", DYING, str(tmp_path), str(int(number))]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -number
     assert bool((tmp_path / "faults.log").stat().st_size) == is_fault
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM])
+def test_only_a_disk_that_cannot_read_is_the_stores_fault(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(self: object) -> Walked:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store_walk._Look, "walk", fail)
+    if number == errno.EIO:
+        assert "the disk cannot read" in look(path, 5.0).fault
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            look(path, 5.0)

@@ -169,6 +169,19 @@ def test_a_new_life_of_its_server_ends_a_drop_and_the_copy_counts_again(desk: De
     desk.balancer.catalog.check()
 
 
+def test_the_same_life_at_another_place_does_not_make_it_count(desk: Desk) -> None:
+    """The drop may be on its way there still: no incarnation ended that it named."""
+    three_copies(desk)
+    desk.wait(QUIET)
+    (gone,) = drops(desk)
+    figure = desk.figures[gone]
+    desk.hello(figure, pages_endpoint="tcp://elsewhere:1", jobs_endpoint="tcp://elsewhere:2")
+    desk.wait(2.0)
+    assert desk.balancer.members.by_number[figure.no].live
+    assert figure.no not in locate(desk)
+    desk.balancer.catalog.check()
+
+
 def test_the_same_life_compared_anew_does_not_make_it_count(desk: Desk) -> None:
     version = three_copies(desk)
     desk.wait(QUIET)

@@ -41,7 +41,8 @@ from dws.outbox import Outbox, PutItem
 from dws.sim.options import Options
 from dws.sim.world import World
 from dws.upload import PutBatch, RemovePages, Stored
-from patterns.sim.network import Frames, Host
+from patterns.sim.connections import Frames
+from patterns.sim.network import Host
 
 VERSION = make_version(3, 1)
 PRIMARY = ServerRef(1, "web-1", "tcp://web-1:1", 11)

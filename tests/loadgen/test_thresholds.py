@@ -49,7 +49,7 @@ def test_thresholds(text: str, figure: str, sign: str, bound: float, unit: str, 
     [
         "", ">", "p99", "p99>", "p99>50", "p99=50ms", "p101>1ms", "p99>-1ms", "p99>1e3ms", "p99>50MB",
         "p99>5%", "failed>0ms", "nothing>0", "upload.failed>0", "availability<0.99", "spread>1ms",
-        "p99>50ms; true", "p99>nan ms", "bytes/s<10", "p99>50ms\np99>1ms",
+        "dowload.p99>1s", "p99>50ms; true", "p99>nan ms", "bytes/s<10", "p99>50ms\np99>1ms",
     ],
 )  # fmt: skip
 def test_what_is_no_threshold_is_told_in_one_line(text: str) -> None:

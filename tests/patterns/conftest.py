@@ -17,9 +17,7 @@ def make(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[..., zmq.
     """`make_socket` on the test's context; a forgotten message fails a receive after a while."""
     made: list[zmq.Socket[bytes]] = []
 
-    def make_one(
-        kind: int, *, frame_max_bytes: int = 1 << 20, hwm: int = DEFAULT_HWM
-    ) -> zmq.Socket[bytes]:
+    def make_one(kind: int, *, frame_max_bytes: int = 1 << 20, hwm: int = DEFAULT_HWM) -> zmq.Socket[bytes]:
         made.append(make_socket(context, kind, frame_max_bytes=frame_max_bytes, hwm=hwm))
         made[-1].setsockopt(zmq.RCVTIMEO, int(WITHIN_S * 1000))
         return made[-1]

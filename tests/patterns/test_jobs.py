@@ -270,9 +270,7 @@ class DispatcherAgainstLists(RuleBasedStateMachine):
     @initialize(window=st.integers(1, 3), room=st.integers(0, 4))
     def begin(self, window: int, room: int) -> None:
         self.window, self.backlog_max, self.reissue_s = window, window + room, 5
-        self.real: Dispatcher[int] = Dispatcher(
-            REALM, EPOCH, self.window, self.backlog_max, self.reissue_s
-        )
+        self.real: Dispatcher[int] = Dispatcher(REALM, EPOCH, self.window, self.backlog_max, self.reissue_s)
         self.waiting: list[int] = []
         self.issued: list[tuple[int, int]] = []  # overdue at, key
         self.life: int | None = None
@@ -344,9 +342,7 @@ class LossyRun:
         self.repeat = repeat
         self.delay_max = delay_max
         self.restart = restart
-        self.dispatching: Dispatcher[int] = Dispatcher(
-            REALM, EPOCH, window=3, backlog_max=50, reissue_s=4
-        )
+        self.dispatching: Dispatcher[int] = Dispatcher(REALM, EPOCH, window=3, backlog_max=50, reissue_s=4)
         self.pipe: list[tuple[int, int, tuple[str, bytes]]] = []  # due, tie, what
         self.ties = count()
         self.now = 0

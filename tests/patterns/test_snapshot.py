@@ -20,12 +20,16 @@ from patterns.snapshot import (
     APPLY,
     COMPARING,
     EMPTY,
+    FEED_TRANSITIONS,
     GAP,
     LIVE,
     LOADING,
     NOT_NOW,
+    READY,
     REPEATED,
+    SENDING,
     TRANSITIONS,
+    UNFOLLOWED,
     Feed,
     Follower,
 )
@@ -186,6 +190,54 @@ def feed(number: int = 5, applied: int | None = 3) -> Feed:
     made.number = number
     made.follow(applied)
     return made
+
+
+FEED_EVENTS: dict[str, Callable[[Feed], object]] = {
+    "follow": lambda feeding: feeding.follow(2),
+    "leave": lambda feeding: feeding.follow(None),
+    "send": lambda feeding: feeding.poll(0),
+    "progress": lambda feeding: feeding.answered(4, now=0),
+    "no progress": lambda feeding: feeding.unanswered(now=0),
+}
+
+
+def feed_in(state: str) -> Feed:
+    made = feed(applied=None if state == UNFOLLOWED else 3)
+    if state == SENDING:
+        made.poll(0)
+    assert made.state == state
+    return made
+
+
+@pytest.mark.parametrize("event", FEED_EVENTS)
+@pytest.mark.parametrize("state", [UNFOLLOWED, READY, SENDING])
+def test_the_table_is_what_the_feed_does_and_the_rest_changes_nothing(state: str, event: str) -> None:
+    feeding = feed_in(state)
+    applied, wake_at = feeding.applied, feeding.wake_at()
+    FEED_EVENTS[event](feeding)
+    feeding.check()
+    assert feeding.state == FEED_TRANSITIONS.get((state, event), state)
+    if (state, event) not in FEED_TRANSITIONS:
+        assert (feeding.applied, feeding.wake_at()) == (applied, wake_at)
+        assert feeding.counters["late answers"] == (event != "send")
+
+
+@pytest.mark.parametrize("pair", FEED_TRANSITIONS, ids=", ".join)
+def test_without_its_line_in_the_feeds_table_a_transition_cannot_happen(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeding = feed_in(pair[0])
+    monkeypatch.delitem(snapshot.FEED_TRANSITIONS, pair)
+    FEED_EVENTS[pair[1]](feeding)
+    assert feeding.state == pair[0]
+
+
+def test_the_answer_to_a_follower_that_left_does_not_bring_it_back() -> None:
+    feeding = feed(number=5, applied=3)
+    feeding.poll(0)
+    feeding.follow(None)
+    feeding.answered(4, now=0)
+    assert (feeding.applied, feeding.poll(1)) == (None, None)
 
 
 def test_updates_are_sent_one_request_at_a_time() -> None:
@@ -393,6 +445,7 @@ class Replication:
     def check(self) -> None:
         following = self.following
         following.check()
+        self.feed.check()
         # Parts are loaded one by one and may be newer than the number they are counted for. From the
         # newest of them on, the replica is what the publisher was at that number, exactly.
         if following.state == LIVE and following.applied >= self.loaded_up_to and not self.damaged:

@@ -116,9 +116,7 @@ def test_a_batch_takes_no_more_than_its_bytes(make_writer: MakeWriter, disk: Dis
     assert disk.batches == [["first"], ["0", "1"], ["2", "3"], ["4"]]
 
 
-def test_a_class_at_its_bound_is_refused_and_accepts_again_later(
-    make_writer: MakeWriter, disk: Disk
-) -> None:
+def test_a_class_at_its_bound_is_refused_and_accepts_again_later(make_writer: MakeWriter, disk: Disk) -> None:
     writer = make_writer({"pages": (10, 30), "catalog": (10, 30)})
     occupy(writer, disk)
     assert [writer.submit("pages", "page", 10) for _ in range(4)] == [True, True, True, False]

@@ -163,9 +163,7 @@ def test_a_late_reply_is_a_counted_drop(echo: Echo, client: Client, until: Until
     assert client.replies == {}
 
 
-def test_a_service_that_comes_back_is_found_again(
-    make: Make, client: Client, until: Until
-) -> None:
+def test_a_service_that_comes_back_is_found_again(make: Make, client: Client, until: Until) -> None:
     """Over TCP alone: an inproc connection ends with the socket that was bound."""
     first = Echo(make(zmq.ROUTER), "tcp://127.0.0.1:*")
     assert is_served(first, client, until)
@@ -234,9 +232,7 @@ def test_hostile_multiparts_are_counted_and_the_service_goes_on(
     assert is_served(echo, client, until)
 
 
-def test_a_good_request_with_frames_too_many_is_not_answered(
-    sockets: Make, echo: Echo, until: Until
-) -> None:
+def test_a_good_request_with_frames_too_many_is_not_answered(sockets: Make, echo: Echo, until: Until) -> None:
     hostile = sockets(zmq.DEALER, connect=echo.endpoint)
     frame = Requester[str](first_id=1).request(b"", "", 0.0)[1]
     hostile.send_multipart([frame, b"data", b"more"])

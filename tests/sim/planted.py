@@ -315,7 +315,7 @@ PLANTED = [
         module="dws/membership.py",
         old="        if hello.decision > decision:",
         new="        if hello.decision < 0:",
-        found_by={"wrong-catalog", "wrong catalog"},
+        found_by={"wrong-catalog"},
         said={"faults": ("old-catalog",), "fault_s": 1.0, "seconds": 16.0},
     ),
     Planted(

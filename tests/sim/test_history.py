@@ -162,8 +162,16 @@ def test_too_much_work_is_told_as_undecided_and_pages_are_judged_alone() -> None
     crowd = [put(0, 10, **{rng.choice("pqr"): n, rng.choice("stu"): n}) for n in range(1, 12)]
     ends = [get(11 + n, 12 + n, **{name: 0}) for n, name in enumerate("pqrstu")]
     verdict = check(crowd + ends, states_max=50)
-    assert len(verdict.undecided) == 1
+    assert len(verdict.undecided[0]) == 6
     assert {violation.rule for violation in verdict.violations} == {LINEARIZABLE}
+
+
+def test_a_page_that_is_too_much_work_even_alone_is_told_as_undecided() -> None:
+    pages = {"x": 1, "y": 1}
+    crowd = [put(0, 10, **pages), *(put(0, 10, x=n, y=n) for n in range(2, 6)), get(11, 12, x=0, y=0)]
+    verdict = check(crowd, states_max=1)
+    assert sorted(verdict.undecided) == [["x"], ["x", "y"], ["y"]]
+    assert not verdict.violations
 
 
 # -- the recorded form ---------------------------------------------------------------------

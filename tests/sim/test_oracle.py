@@ -44,7 +44,7 @@ class Tampered:
         return call
 
     def end(self, call: Call, outcome: str) -> None:
-        call.outcome, call.ended, call.until = outcome, self.world.now, self.world.known
+        call.outcome, call.ended = outcome, self.world.now
         self.oracle.returned(call)
 
     def decision(self, **fields: object) -> Decision:

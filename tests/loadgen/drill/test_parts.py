@@ -2,6 +2,9 @@
 
 import json
 import random
+import select
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from dws import errors
 from dws.config import Config
 from dws.nodes.client import PutResult, RemoveResult
 from dws.operations import Operation
-from loadgen.drill import cli, workload
+from loadgen.drill import cli, readback, workload
 from loadgen.drill.bodies import HEAD_BYTES, WrongBytesError, body, number_of
 from loadgen.drill.disks import StalledDisk, damage
 from loadgen.drill.drill import DrillOptions
@@ -188,6 +191,21 @@ def test_done_says_how_long_it_took() -> None:
     assert Done(READ, 1.0, 1.5).took_s == 0.5
 
 
+def test_a_cluster_that_cannot_be_read_back_fails_the_drill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """… and what clients saw before is judged all the same."""
+
+    def look(*arguments: object) -> None:
+        raise errors.Unreachable("no answer from the balancer")
+
+    monkeypatch.setattr(readback, "_look", look)
+    load, made = Workload("tcp://127.0.0.1:1", Shape(), 1), report(problems=[])
+    load.wrong.append("/a: wrong bytes")
+    readback.read_back("tcp://127.0.0.1:1", load, made, 2)
+    assert not made.passed
+    assert "no answer from the balancer" in made.read_back.problems[0]
+    assert made.problems == ["/a: wrong bytes"]
+
+
 # Disks
 
 
@@ -202,13 +220,28 @@ def test_damage_changes_a_page_wherever_it_lies(tmp_path: Path) -> None:
     assert (tmp_path / "pages" / "ab" / "x").read_bytes() != large
 
 
+#: Another process, since LMDB's lock between writers is between processes.
+_NODE = """
+import lmdb, sys
+environment = lmdb.open(sys.argv[1], subdir=False)
+with environment.begin():
+    print("has read", flush=True)
+with environment.begin(write=True) as transaction:
+    transaction.put(b"key", b"value")
+print("has written", flush=True)
+"""
+
+
 def test_a_stalled_disk_holds_up_writers_and_no_readers(tmp_path: Path) -> None:
     path = str(tmp_path / "store.mdb")
     lmdb.open(path, subdir=False).close()
-    with StalledDisk(tmp_path) as disk:
-        assert disk._environment.stat()["entries"] == 0
-    with lmdb.open(path, subdir=False) as after, after.begin(write=True):
-        pass
+    with StalledDisk(tmp_path):
+        node = subprocess.Popen([sys.executable, "-c", _NODE, path], stdout=subprocess.PIPE)
+        assert node.stdout is not None
+        assert node.stdout.readline() == b"has read\n"
+        assert not select.select([node.stdout], [], [], 0.3)[0], "it has written"
+    assert node.communicate(timeout=10)[0] == b"has written\n"
+    assert node.returncode == 0
 
 
 # Flags

@@ -8,19 +8,8 @@ import pytest
 
 from patterns.errors import LocalError
 from patterns.sim.clock import Clock
-from patterns.sim.network import (
-    DEALER,
-    HEARTBEAT_TIMEOUT_S,
-    PUB,
-    PULL,
-    PUSH,
-    ROUTER,
-    SUB,
-    Host,
-    Network,
-    Socket,
-    Unreachable,
-)
+from patterns.sim.connections import DEALER, HEARTBEAT_TIMEOUT_S, PUB, PULL, PUSH, ROUTER, SUB
+from patterns.sim.network import Host, Network, Socket, Unreachable
 
 
 class Pair:
