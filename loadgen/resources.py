@@ -294,8 +294,11 @@ class Watch:
         with dws.connect(self._balancer, timeout_s=_ASK_WITHIN_S) as client:
             until_s = time.monotonic() + for_s
             self.look(client)
-            while (left_s := until_s - time.monotonic()) > 0 and not wait(min(left_s, self._every_s)):
+            # Twice at the least, however long a look takes: what is used shows between two.
+            while not wait(max(0.0, min(until_s - time.monotonic(), self._every_s))):
                 self.look(client)
+                if time.monotonic() >= until_s:
+                    break
         self._idle_s = time.monotonic()
 
     def begin(self, start_s: float) -> None:

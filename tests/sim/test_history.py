@@ -336,7 +336,13 @@ def test_long_histories_are_decided(seed: int, clients: int, count: int, pages: 
     late = [o for o in operations if o.kind == "get" and o.invoked_s > 30 and o.outcome == "ok"]
     liar = rng.choice(late)
     name = next(iter(liar.reads))
-    past = [o for o in operations if o.returned_s and o.returned_s < 15 and o.writes.get(name)]
+    puts = [o for o in operations if o.outcome == "ok" and name in o.writes]
+    past = [
+        o
+        for o in puts
+        # Of a version that another one had replaced for certain when the liar asked.
+        if o.writes[name] and any(o.returned_s < p.invoked_s < p.returned_s < liar.invoked_s for p in puts)
+    ]
     if past:
         old = {**liar.reads, name: past[0].writes[name]}
         lied = [replace(o, reads=old) if o is liar else o for o in operations]
