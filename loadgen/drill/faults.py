@@ -323,6 +323,10 @@ class FullDisk(Fault):
         stage.await_repaired(goal=False)
 
 
+#: So long a disk stalls after that: whoever acknowledges before the fsync acknowledges writes meanwhile.
+_STALL_S: Final = 0.5
+
+
 class BalancerKilled(Fault):
     title = "kill -9 of the balancer while its disk is slow; every second time a web server is down, too"
 
@@ -334,6 +338,7 @@ class BalancerKilled(Fault):
             stage.await_routed_away(other)
         with StalledDisk(stage.data(BALANCER)):
             stage.await_requests("while the balancer's disk stalled", STALLED_PROGRESS)
+            stage.await_time(_STALL_S)
             stage.cluster.kill(BALANCER)
         began = stage.workload.now()
         stage.cluster.start(BALANCER)
@@ -404,6 +409,7 @@ class Power(Fault):
             for name in names:
                 stack.enter_context(StalledDisk(stage.data(name)))
             stage.await_requests("while all disks stalled", STALLED_PROGRESS)
+            stage.await_time(_STALL_S)
             stage.cluster.kill(*names)
         began = stage.workload.now()
         stage.cluster.start(*names)

@@ -280,17 +280,6 @@ PLANTED = [
         said={"faults": ("crash",), "fault_s": 0.4},
     ),
     Planted(
-        name="a-forgotten-server-counts",
-        breaks="a server that is forgotten while it comes back gets no copies under its old number",
-        module="dws/maintenance.py",
-        old=" is forgotten\"), answer, *self._changed(server, now)]",
-        new=" is forgotten\"), answer]",
-        found_by={"twice", "machine"},
-        said={"faults": ("pause", "cut-one-way"), "fault_s": 0.4},
-        first=20,
-        seeds=60,
-    ),
-    Planted(
         name="an-old-change-is-applied",
         breaks="a change that has been applied is not applied again",
         module="patterns/snapshot.py",
