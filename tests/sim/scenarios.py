@@ -262,7 +262,8 @@ def abandon(world: World) -> None:
 
 
 def large(world: World) -> None:
-    workload.LARGE_SIZES = (12 * MIB,)  # type: ignore[misc]
+    assert workload._LARGE_SIZES
+    workload._LARGE_SIZES = (12 * MIB,)  # type: ignore[misc]
 
 
 SCENARIOS = {
