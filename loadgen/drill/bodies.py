@@ -29,6 +29,7 @@ def number_of(name: str, data: bytes) -> int:
         number, size = int(data[:16]), int(data[17:31])
     except ValueError:
         raise WrongBytesError(f"{name}: begins with {data[:HEAD_BYTES]!r}") from None
-    if data != body(name, number, size):
+    # Never a body of a size that was misread: it may be any.
+    if size != len(data) or number < 0 or data != body(name, number, size):
         raise WrongBytesError(f"{name}: {len(data):,} bytes that put {number} did not store")
     return number
