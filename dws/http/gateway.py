@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
-from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -27,6 +26,7 @@ from dws.http.calls import LoopCalls
 from dws.http.figures import Figures
 from dws.http.lookups import Lookups
 from dws.http.pages import ANY_ORIGIN, JSON_HEADERS, NO_STORE, PAGE_HEADERS, TEXT_HEADERS
+from dws.http.serving import url_path
 from dws.limits import NAME_MAX_BYTES
 from dws.messages import Because, Located, Ping, Why, to_plain
 from dws.names import RESERVED_PREFIX, format_version, name_fault
@@ -35,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 ROLE: Final = "gateway"
 INDEX: Final = "index.html"
-#: Characters that a URL's path may hold as they are (RFC 3986, pchar), besides what quote() leaves alone.
-_PATH_SAFE: Final = "/:@!$&'()*+,;="
 #: Names checked and percent-encoded that are remembered: at most 16 MiB of the longest.
 _NAMES_REMEMBERED: Final = 8192
 #: Servers that a client may have been sent back by; the cluster is out of step if there are more.
@@ -63,7 +61,7 @@ _json = msgspec.json.Encoder()
 def quoted(name: str) -> str:
     """The name as the path of a URL; empty if it is no legal name. Not to be asked for one of more than
     NAME_MAX_BYTES characters: what is remembered would have no bound."""
-    return "" if _fault(name) else quote(name, safe=_PATH_SAFE)
+    return "" if _fault(name) else url_path(name)
 
 
 class Gateway:

@@ -27,21 +27,13 @@ from dws.nodes.processes import Backoff, NodeProcess
 from dws.nodes.supervisor import BALANCER, WEBSERVER
 from patterns.request_reply import Requester
 from patterns.zeromq.calls import Calls
+from tests.waiting import until
 
 WITHIN_S = 30.0
 MAP_BYTES = 1 << 36
 
 #: A second or two instead of many: tests kill, and wait for what follows.
 QUICK = {"down_dead_s": 1.0, "dead_s": 4.0, "probe_s": 0.5, "behind_s": 0.5, "job_reissue_s": 2.0}
-
-
-def until(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
-    """The condition's first true value; fails, saying what was waited for, when the time is over."""
-    give_up = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"waited {within_s:g} s in vain: {what}"
-        time.sleep(0.01)
-    return value
 
 
 def peak_bytes(pid: int) -> int:

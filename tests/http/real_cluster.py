@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 import dws
 from dws.messages import ClusterStatus
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "examples" / "site"
@@ -24,12 +24,7 @@ WITHIN_S = 60.0
 
 
 def eventually(what: Callable[[], Any], why: str, within_s: float = WITHIN_S) -> Any:
-    """The first true value of `what`; fails, saying what was waited for, when the time is over."""
-    give_up = time.monotonic() + within_s
-    while not (value := what()):
-        assert time.monotonic() < give_up, f"waited {within_s:g} s in vain: {why}"
-        time.sleep(0.05)
-    return value
+    return until(what, why, within_s)
 
 
 class RealCluster:

@@ -4,7 +4,7 @@ import http.client
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dws.limits import CHUNK_BYTES, MIB
 from dws.messages import ServerStatus
 from dws.names import format_version
 from dws.nodes.processes import Backoff, NodeProcess
+from tests.waiting import until
 
 pytest.importorskip("granian")
 
@@ -25,14 +26,6 @@ SMALL = os.urandom(4096)
 MIDDLE = os.urandom(300_000)  # a file of its own, and one chunk
 LARGE = os.urandom(3 * CHUNK_BYTES + 12_345)
 NAMES = {"/small": SMALL, "/dir/index.html": b"<h1>hello</h1>", "/a b/ü%41?#": b"odd", "/empty": b""}
-
-
-def until(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
-    give_up = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"waited {within_s:g} s in vain: {what}"
-        time.sleep(0.02)
-    return value
 
 
 class Site:

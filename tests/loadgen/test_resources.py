@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -23,15 +23,10 @@ from loadgen.resources import (
     machine,
 )
 from loadgen.tcp_bytes import Carried, TcpBytes
+from tests import waiting
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
+until = partial(waiting.until, within_s=10.0)
 
 
 def status(name: str, state: str = "alive", cpu_share: float = 0.0, sent: int = 0) -> ServerStatus:

@@ -5,12 +5,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from loadgen.drill.proxy import BACK, FORWARD, TcpProxy
+from tests import waiting
 
 WITHIN_S = 10.0
+until = partial(waiting.until, within_s=WITHIN_S)
 #: How long is waited for what must not come.
 SILENCE_S = 0.15
 
@@ -82,13 +85,6 @@ def is_silent(near: socket.socket) -> bool:
         return True
     finally:
         near.settimeout(WITHIN_S)
-
-
-def until(condition: object, what: str) -> None:
-    give_up = time.monotonic() + WITHIN_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < give_up, what
-        time.sleep(0.005)
 
 
 def test_bytes_pass_unchanged_and_are_counted(proxy: TcpProxy, near: socket.socket, seed: int) -> None:
