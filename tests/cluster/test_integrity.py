@@ -225,16 +225,17 @@ def test_a_store_that_is_cut_off_is_set_aside_and_filled_again(cluster: Make) ->
     pages = many_pages(500)
     with running.client() as client:
         client.put(pages)
-    os.truncate(running.data("web-1") / "store.mdb", 64 << 10)
-    code = until(running.nodes["web-1"].exit_code, "web-1 fell over its store")
+    server = running.holders("/many/0")[0]
+    os.truncate(running.data(server) / "store.mdb", 64 << 10)
+    code = until(running.nodes[server].exit_code, f"{server} fell over its store")
     assert code in (-signal.SIGBUS, -signal.SIGSEGV, 1), code
-    running.start("web-1")
-    assert len(aside(running, "web-1")) == 1
-    assert "set aside" in running.log("web-1")
-    running.wait_alive("web-1")
+    running.start(server)
+    assert len(aside(running, server)) == 1
+    assert "set aside" in running.log(server)
+    running.wait_alive(server)
     wait_two_good_copies(running, pages)
     check_all(running, pages)
-    assert (running.data("web-1") / "aside" / "1" / "pages").is_dir()
+    assert (running.data(server) / "aside" / "1" / "pages").is_dir()
 
 
 @pytest.mark.slow
