@@ -241,8 +241,8 @@ class ReadPages(LocatePages):
 class StreamPage(LocatePages):
     """One page of any size, chunk by chunk, in order, digests checked.
 
-    `ready` fills with chunks; the runner takes them out and runs on until
-    `finished`. The size is known once `page` is set. patience_s: the longest time
+    `ready` fills with chunks, as they came: nobody copies them; the runner takes them
+    out and runs on until `finished`. The size is known once `page` is set. patience_s: the longest time
     without progress.
     """
 
@@ -251,12 +251,12 @@ class StreamPage(LocatePages):
     ) -> None:
         super().__init__(directory, now + patience_s, [name])
         self.page = page
-        self.ready: deque[bytes] = deque()
+        self.ready: deque[bytes | memoryview] = deque()
         self.sources: dict[int, int] = {}
         self._patience_s = patience_s
         self._digests = b""
         self._transfer: Transfer | None = None
-        self._held: dict[int, bytes] = {}
+        self._held: dict[int, bytes | memoryview] = {}
         self._since_round = 0  # chunks asked for before it are of another version
 
     def start(self, now: float) -> list[Send]:
@@ -311,7 +311,7 @@ class StreamPage(LocatePages):
             return []
         if isinstance(message, ReadData) and self._is_right(offset, data):
             self.deadline = now + self._patience_s
-            self._held[offset] = bytes(data)
+            self._held[offset] = data
             for ready in self._transfer.arrive(offset):
                 self.ready.append(self._held.pop(ready))
             self.sources[holder] = self.sources.get(holder, 0) + 1

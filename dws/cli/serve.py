@@ -318,6 +318,9 @@ def _begin(settings: Settings, lifeline: int | None, flags: dict[str, Any]) -> N
         from dws.nodes.lifeline import tie
 
         tie(lifeline)
+    from patterns.zeromq.memory import keep_freed_memory
+
+    keep_freed_memory()
     log_to_stderr(settings.get("log_level", flags["log_level"]))
 
 

@@ -218,7 +218,7 @@ class Client:
     def _stream(self, name: str, page: Page | None = None) -> StreamPage:
         return StreamPage(self._directory, time.monotonic(), self.timeout_s, name, page)
 
-    def _chunks(self, stream: StreamPage) -> Iterator[bytes]:
+    def _chunks(self, stream: StreamPage) -> Iterator[bytes | memoryview]:
         if stream not in self._runner and not stream.finished:
             self._runner.begin(stream)
         while True:
