@@ -7,7 +7,7 @@ import pytest
 from dws.effects import Ask
 from dws.events import Answered, Unanswered
 from dws.limits import VERIFY_MAX_BYTES
-from dws.messages import Copy, Drain, Drop, Locate, Status, Verified, Verify
+from dws.messages import Change, Copy, Drain, Drop, Dropped, Locate, Status, Stored, Verified, Verify
 from dws.names import bucket_of, page_key
 from dws.surplus import TRANSITIONS
 from tests.dws.desk import HASTY, Desk, Figure, record
@@ -195,6 +195,25 @@ def test_the_same_life_compared_anew_does_not_make_it_count(desk: Desk) -> None:
     assert figure.no not in locate(desk)
     desk.store_on(figure, drop=(("/a", version),))
     desk.balancer.catalog.check()
+
+
+def test_a_copy_made_anew_by_a_late_job_counts_for_nothing_while_the_drop_stands(desk: Desk) -> None:
+    """The server did as it was told, and then an older order to copy the page, which was slow."""
+    version = three_copies(desk)
+    desk.wait(QUIET)
+    (gone,) = drops(desk)
+    figure = desk.figures[gone]
+    changes = [Change(figure.number + 1, [], [Dropped("/a", version)]),
+               Change(figure.number + 2, [record("/a", version)], [])]  # fmt: skip
+    figure.number += 2
+    desk.report(Stored(figure.incarnation, changes))
+    assert figure.no not in locate(desk)
+    desk.balancer.check()
+    desk.wait(2.0)
+    assert gone in drops(desk), "what was made anew is dropped as well"
+    desk.store_on(desk.figures[gone], drop=(("/a", version),))
+    assert not desk.balancer.orders.open_orders()
+    assert len(locate(desk)) == 2
 
 
 def test_nothing_goes_while_anything_is_missing_or_any_server_changes(desk: Desk) -> None:
