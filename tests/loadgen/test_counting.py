@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 
@@ -79,16 +80,26 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
 
 
 def test_recording_a_latency_costs_less_than_a_microsecond() -> None:
-    histogram = Histogram()
-    record, times = histogram.record, [0.0001 * (1 + number % 100) for number in range(20_000)]
-    best_s = float("inf")
-    for _ in range(10):
-        began_s = time.perf_counter()
-        for time_s in times:
-            record(time_s)
-        best_s = min(best_s, (time.perf_counter() - began_s) / len(times))
-    print(f"{best_s * 1e6:.2f} µs")
-    assert best_s < 1e-6
+    """A microsecond of a core that does nothing else: there an empty call takes 40 to 50 ns. Told in such
+    calls, since on a busy machine both take longer."""
+
+    class Nothing:
+        def record(self, time_s: float) -> None:
+            pass
+
+    def best_s(record: Callable[[float], None]) -> float:
+        def once_s() -> float:
+            began_s = time.perf_counter()
+            for time_s in times:
+                record(time_s)
+            return time.perf_counter() - began_s
+
+        return min(once_s() for _ in range(20))
+
+    times = [0.0001 * (1 + number % 100) for number in range(5_000)]
+    empty_s, record_s = best_s(Nothing().record), best_s(Histogram().record)
+    print(f"{record_s / len(times) * 1e6:.2f} µs, {record_s / empty_s:.1f} empty calls")
+    assert record_s < 20 * empty_s
 
 
 @pytest.mark.parametrize(("error", "said"), [(TimeoutError(), "TimeoutError"), (ValueError("a\n b"), "a b")])
