@@ -114,13 +114,14 @@ def cpu_of_ended() -> float:
 
 
 def cpu_of(pids: Iterable[tuple[str, int]]) -> dict[str, float]:
-    """CPU seconds of these processes and of what they have started since, by name."""
-    found = {}
+    """CPU seconds of these processes and of what they have started since, by name, which several may have."""
+    found: dict[str, float] = {}
+    ended = set()
     for name, pid in pids:
         try:
             process = psutil.Process(pid)
             family = [process, *process.children(recursive=True)]
-            found[name] = sum(sum(one.cpu_times()[:2]) for one in family)
+            found[name] = found.get(name, 0.0) + sum(sum(one.cpu_times()[:2]) for one in family)
         except psutil.Error:
-            continue  # it has ended: its figure is missing then, not wrong
-    return found
+            ended.add(name)  # its figure is missing then, not wrong
+    return {name: used_s for name, used_s in found.items() if name not in ended}

@@ -20,7 +20,7 @@ from dws.config import Config
 from dws.errors import DwsError
 from dws.names import format_version
 from dws.nodes.cluster_options import ClusterOptions
-from dws.nodes.supervisor import Supervisor
+from dws.nodes.supervisor import WEBSERVER, Supervisor
 from loadgen import runner
 from loadgen.bench import table
 from loadgen.bench.driving import DriverFailed, Measured, drive, serving
@@ -150,7 +150,10 @@ class Cluster:
     def __init__(self, run: Run, place: Path, running: Supervisor) -> None:
         self._run = run
         self._endpoint = running.endpoint
-        self._nodes = [(node.name, node.pid) for node in running.nodes]
+        # Web servers as one: which of them holds the large page differs from round to round.
+        self._nodes = [
+            ("web servers" if node.role == WEBSERVER else node.role, node.pid) for node in running.nodes
+        ]
         self._names_file = place / "names"
         self._names = store(running.endpoint, run.sizes.pages, run.sizes.page_bytes, self._names_file)
 

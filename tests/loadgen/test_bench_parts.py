@@ -1,5 +1,8 @@
 """The bench's parts: who counts as somebody else, what --only means, what weed says, drivers over pipes."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from loadgen.bench.driving import DriverFailed, drive, serving, together
 from loadgen.bench.figures import Machine, Result
 from loadgen.bench.jobs import Appends, Chunks, Commits, Done, Echoes, Lookups
 from loadgen.bench.peers import Missing, parse_benchmark
-from loadgen.bench.quiet import Looks, _Seen, descendants, others
+from loadgen.bench.quiet import Looks, _Seen, cpu_of, descendants, others
 from loadgen.bench.run import SMALL, Run
 from loadgen.cli import main
 
@@ -186,3 +189,12 @@ def test_help_tells_keys_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "--help"]) == 0
     said = capsys.readouterr().out
     assert "lookup-10" in said and "not to be believed" in said and "Examples" in said
+
+
+def test_cpu_of_several_processes_of_one_name_is_one_figure() -> None:
+    own, gone = os.getpid(), subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    alone = cpu_of([("us", own)])["us"]
+    both = cpu_of([("us", own), ("us", own), ("it", gone.pid), ("it", own)])
+    assert both["us"] >= 2 * alone > 0
+    assert "it" not in both, "a part of it is not told for the whole"
