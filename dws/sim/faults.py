@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dws.sim.balancer_node import BalancerNode
 from dws.sim.client_node import ClientNode
+from dws.sim.disks import CatalogDisk
 from dws.sim.nodes import Node
 from dws.sim.options import (
     BREAK,
@@ -31,7 +32,6 @@ from dws.sim.options import (
 from dws.sim.server_node import ServerNode
 
 if TYPE_CHECKING:
-    from dws.sim.disks import CatalogDisk
     from dws.sim.world import World
 
 _AWAY_S: Final = (0.01, 0.3, 1.5, 4.0)
@@ -275,7 +275,7 @@ class Faults:
         for client in world.clients:
             world.kill(client, _OLD_CATALOG_S + 1)
         self._right_catalog = world.catalog
-        world.catalog = self._rng.choice(old)
+        self._put(self._rng.choice(old))
         world.balancer.start()
         self._later(_OLD_CATALOG_S, self._put_right_back)
         return True
@@ -288,5 +288,11 @@ class Faults:
         world.balancer.crash()
         for server in world.servers:
             world.refused(server, world.catalog)
-        world.catalog, self._right_catalog = self._right_catalog, None
+        self._put(self._right_catalog)
+        self._right_catalog = None
         world.balancer.start()
+
+    def _put(self, catalog: CatalogDisk) -> None:
+        """Lay another copy of the catalog on the balancer's disk. Room is the disk's: no copy has its own."""
+        catalog.full = self._world.catalog.full
+        self._world.catalog = catalog

@@ -123,7 +123,9 @@ def settle(world: World) -> None:
 def unrest(world: World) -> str:
     """What is not done yet; empty when all is."""
     if world.workload.open:
-        return f"{len(world.workload.open)} calls of clients go on"
+        longest = min(world.workload.open, key=lambda call: call.began)
+        what = f"{longest.kind} {longest.names} of {longest.client} for {world.now - longest.began:.1f} s"
+        return f"{len(world.workload.open)} calls of clients go on, {what}"
     balancer = world.balancer.machine
     if not isinstance(balancer, Balancer):
         return "the catalog is being rebuilt"

@@ -213,6 +213,21 @@ def test_an_old_catalog_leads_nobody() -> None:
     assert tally.faults.get(OLD_CATALOG, 0) >= 2
 
 
+def test_a_full_disk_has_room_again_whichever_copy_of_the_catalog_lay_on_it_meanwhile() -> None:
+    """Or the balancer on the right one would end at every commit for ever."""
+    world = World(1, Options(faults=(OLD_CATALOG,), fault_s=1e9, think_s=0.1))
+    world.start()
+    world.run(1.0)
+    world.workload.begin()
+    world.faults.begin()
+    world.run(5.0)
+    right = world.catalog
+    assert world.faults._catalog_full() and world.faults._old_catalog()
+    assert world.catalog is not right and world.catalog.full
+    settle(world)
+    assert world.catalog is right and not right.full
+
+
 def test_a_catalog_that_is_lost_is_rebuilt_from_the_servers() -> None:
     world = World(3, CALM, Observer())
     play(world)
