@@ -223,13 +223,16 @@ class Balancer:
             decision = Decision(0, bytes(16), 0, [], [], 0.0, unknown)
             effects += self.decisions.hand(decision, lambda number, now: [])[1]
             self._add(self.members.by_id[hello.server])
-        new_life = self.members.by_id[hello.server].incarnation != hello.incarnation
-        server, fresh = self.members.welcome(hello, now)
+        server = self.members.by_id[hello.server]
         welcome = Welcome(
             self._head.cluster, self._head.epoch, self._head.nonce, self.decisions.durable, server.number,
             self._config.beat_s, self._config.period_s,
         )  # fmt: skip
         effects.append(Answer(token, welcome))
+        if not self.members.follows(hello):
+            return effects
+        new_life = server.incarnation != hello.incarnation
+        fresh = self.members.join(server, hello, now)
         if fresh:
             effects.append(Log("info", f"{server.name} joined at {server.pages_endpoint}"))
             effects.append(Connect(server.number, server.pages_endpoint, server.jobs_endpoint))

@@ -54,13 +54,15 @@ class Following:
         self._feed = Feed(_REPORT_PAUSE_S)
         self._refusal = ""
         self._remembering = 0  # epoch whose start is being written
+        self._is_led = False
+        """Whether the balancer knows that this server follows it."""
 
     def wake_at(self) -> float:
         feed_at = self._feed.wake_at()
         return self.hello_at if feed_at is None else min(self.hello_at, feed_at)
 
     def hello(self, now: float) -> Effects:
-        self.hello_at = now + (_HELLO_AGAIN_S if self.epoch else _HELLO_RETRY_S)
+        self.hello_at = now + (_HELLO_AGAIN_S if self._is_led else _HELLO_RETRY_S)
         identity = self._store.identity
         pages, bytes_stored, bytes_free = self._store.usage()
         hello = Hello(
@@ -68,16 +70,17 @@ class Following:
             self._endpoints.http, identity.cluster, identity.start_epoch, identity.start_nonce,
             identity.decision, self._store.number, pages, bytes_stored, bytes_free,
         )  # fmt: skip
-        return [Report(hello, ("hello",), REPORT_TIMEOUT_S)]
+        return [Report(hello, ("hello", identity.start_nonce), REPORT_TIMEOUT_S)]
 
     def http_up(self, endpoint: str, now: float) -> Effects:
         """The HTTP endpoint can be reached there; or, if empty, no longer."""
         self._endpoints = replace(self._endpoints, http=endpoint)
         return self.hello(now)
 
-    def answered(self, what: str, message: Any, now: float) -> Effects:
+    def answered(self, tag: tuple[Any, ...], message: Any, now: float) -> Effects:
+        what, *details = tag
         if what == "hello":
-            return self._welcomed(message, now)
+            return self._welcomed(message, details[0], now)
         if what == "stored" and isinstance(message, Applied):
             self._feed.answered(message.number, now)
             self.hello_at = min(self.hello_at, now + _HELLO_CHANGED_S)
@@ -95,7 +98,8 @@ class Following:
             return [Log("warning", "the balancer does not answer; trying on")]
         return []
 
-    def _welcomed(self, message: Any, now: float) -> Effects:
+    def _welcomed(self, message: Any, named: int, now: float) -> Effects:
+        """named: nonce of the start that the hello named."""
         refusal = _refusal_in(message) if isinstance(message, Error) else self._refuse(message)
         if refusal:
             self.hello_at = now + _REFUSED_AGAIN_S
@@ -104,6 +108,7 @@ class Following:
             level, what = ("info", "waiting") if passes else ("error", "not joining")
             return [Log(level, f"{what}: {refusal}")] if refusal != known else []
         self._refusal = ""
+        self._is_led = named == message.nonce
         self.number = message.number
         told_before = message.epoch == self.epoch and message.decision <= self._store.identity.decision
         if told_before or message.epoch == self._remembering:
@@ -134,13 +139,15 @@ class Following:
         self._remembering = 0
         return not result.code and welcome.epoch != self.epoch
 
-    def begin(self, welcome: Welcome) -> Effects:
-        """The new start is on disk: from now on only its batches and jobs are taken."""
+    def begin(self, welcome: Welcome, now: float) -> Effects:
+        """The new start is on disk: from now on only its batches and jobs are taken. The balancer counts on
+        this server when it has heard so, from a hello that names that start."""
         self.epoch = welcome.epoch
         # The balancer compares manifests after a hello; changes from here on are pushed.
         self._feed.number = self._store.number
         self._feed.follow(self._store.number)
-        return [Log("info", f"{self._name} follows epoch {welcome.epoch} as server {welcome.number}")]
+        log = Log("info", f"{self._name} follows epoch {welcome.epoch} as server {welcome.number}")
+        return [log] if self._is_led else [log, *self.hello(now)]
 
     def changed(self) -> None:
         """The store may have a new change."""

@@ -95,7 +95,7 @@ class Members:
         self._counters: Counter[str] = Counter()
         self._last_number = head.last_number
         self._vouching = {known.server for known in head.servers}
-        """Servers that can tell whether the catalog is an old copy, until the first of them was welcomed."""
+        """Servers that can tell whether the catalog is an old copy, until the first of them joined."""
         for known in head.servers:
             server = self._register(known)
             # It may be about to say hello; silence will tell.
@@ -214,9 +214,14 @@ class Members:
         server.heard, server.synced = DEAD, False
         self.table += 1
 
-    def welcome(self, hello: Hello, now: float) -> tuple[Server, bool]:
-        """The server behind an accepted hello, and whether it is a new life of it."""
-        server = self.by_id[hello.server]
+    def follows(self, hello: Hello) -> bool:
+        """Whether the server has taken this start's welcome: it names the start. An accepted hello that names
+        another changes nothing: it may have been on its way for long, while its sender was told more than
+        this catalog knows."""
+        return (hello.start_epoch, hello.start_nonce) == (self._head.epoch, self._head.nonce)
+
+    def join(self, server: Server, hello: Hello, now: float) -> bool:
+        """The server, which said this accepted hello, follows: whether in a new life, or elsewhere."""
         if server.id in self._vouching:
             self._vouching.clear()
         fresh = hello.incarnation != server.incarnation
@@ -235,7 +240,7 @@ class Members:
         server.welcomed_at = now
         self._watcher.join(server.id, hello.incarnation, now)
         server.heard = ALIVE
-        return server, fresh or moved
+        return fresh or moved
 
     def _register(self, known: KnownServer) -> Server:
         server = Server(known.number, known.server, known.name, draining=known.draining)

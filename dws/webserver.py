@@ -325,7 +325,7 @@ class WebServer:
             return self._integrity.written(event.tag, result, now)
         if what == "remembered":
             welcome = details[0]
-            return self._begin_epoch(welcome) if self._following.remembered(welcome, result) else []
+            return self._begin_epoch(welcome, now) if self._following.remembered(welcome, result) else []
         if result.code:
             self.counters[f"{what}: {result.code}"] += 1
         return []
@@ -335,14 +335,14 @@ class WebServer:
 
     # -- the balancer ------------------------------------------------------------------------
 
-    def _begin_epoch(self, welcome: Welcome) -> Effects:
+    def _begin_epoch(self, welcome: Welcome, now: float) -> Effects:
         self.gate.welcome(welcome.cluster, welcome.epoch)
         self._beat_s = welcome.beat_s
         self.book.period_s = welcome.period_s
-        return self._copies.begin_epoch(welcome.epoch) + self._following.begin(welcome)
+        return self._copies.begin_epoch(welcome.epoch) + self._following.begin(welcome, now)
 
     def _report_answered(self, event: ReportAnswered, now: float) -> Effects:
-        return self._following.answered(event.tag[0], event.message, now)
+        return self._following.answered(event.tag, event.message, now)
 
     def _report_unanswered(self, event: ReportUnanswered, now: float) -> Effects:
         return self._following.unanswered(event.tag[0], now)

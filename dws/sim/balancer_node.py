@@ -145,7 +145,9 @@ class BalancerNode(Node):
             self._defer(_CLIENTS, peer, frame, message)
 
     def _server_asked(self, peer: int, frame: bytes, body: memoryview, data: Any) -> None:
-        self._defer(_SERVERS, peer, frame, messages.decode_server_request(body))
+        message = messages.decode_server_request(body)
+        self.world.observer.heard(message)
+        self._defer(_SERVERS, peer, frame, message)
 
     def _defer(self, which: int, peer: int, frame: bytes, message: Any) -> None:
         service = self.services[which]

@@ -1,8 +1,9 @@
 """What the balancer believes, held against what is durable: its catalog, and its picture of each disk.
 
 What lives here: the rules about that belief. What must not: all others
-(oracle.py). Not judged: belief that rests on an old copy of the catalog; and what
-needs every state that the catalog was in, where a world does not remember them.
+(oracle.py). Belief that rests on an old copy of the catalog is not judged, but
+that no server shares it; nor what needs every state that the catalog was in,
+where a world does not remember them.
 """
 
 from collections import Counter
@@ -118,6 +119,16 @@ class Belief:
         require(entry is None or entry.version == version, "located", text)
         text = f"{name} is visible, and the balancer has it not"
         require(entry is not None or version is None, "located", text)
+
+    def check_alone(self) -> None:
+        """Of a balancer on an old copy of the catalog, which every server can see to be old: none follows."""
+        if not self._world.faults.is_catalog_old:
+            return
+        machine = self._world.balancer.machine
+        if isinstance(machine, Balancer):
+            led = [server.name for server in machine.members.by_number.values() if server.incarnation]
+            text = f"a balancer on an old copy of the catalog counts on {', '.join(led)}"
+            require(not led, "wrong-catalog", text)
 
     def check_catalog(self) -> None:
         """The whole picture."""

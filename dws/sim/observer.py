@@ -83,6 +83,9 @@ class Observer:
 
     # -- the balancer --------------------------------------------------------------------
 
+    def heard(self, message: Any) -> None:
+        """The balancer takes in what a server asks or reports; its answer may follow at once."""
+
     def told(self, node: str, message: Any) -> None:
         """The balancer sends somebody this answer."""
 

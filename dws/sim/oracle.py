@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from dws.balancer import Balancer
 from dws.history import check as check_history
-from dws.messages import Applied, Copy, Drop, Located, Outcome, Record, Reserved, Welcome, decode_job
+from dws.messages import Applied, Copy, Drop, Hello, Located, Outcome, Record, Reserved, Welcome, decode_job
 from dws.names import epoch_of
 from dws.operations import Operation
 from dws.sim.belief import Belief
@@ -69,6 +69,8 @@ class Oracle(Observer):
         self._passed: dict[ServerNode, tuple[tuple[int, int], int]] = {}
         """Server → its balancer's epoch and its own incarnation, and the last job of them."""
         self._transfers: dict[str, None] = {}
+        self._hello: Hello
+        """The last that the balancer took in."""
 
     def attach(self, world: "World") -> None:
         self._world = world
@@ -157,10 +159,14 @@ class Oracle(Observer):
 
     # -- what the balancer says --------------------------------------------------------------
 
+    def heard(self, message: Any) -> None:
+        if isinstance(message, Hello):
+            self._hello = message
+
     def told(self, node: str, message: Any) -> None:
         if self._is_old:
-            text = "a balancer on an old copy of the catalog welcomes a server that was told more"
-            require(not isinstance(message, Welcome), "wrong-catalog", text)
+            if isinstance(message, Welcome):
+                self._check_welcome(self._hello)
             return
         match message:
             case Located():
@@ -174,6 +180,13 @@ class Oracle(Observer):
                 require(epoch == self._world.catalog.epoch, "version-reused", text)
             case Applied() | Welcome():
                 self._belief.check_following()
+
+    def _check_welcome(self, hello: Hello) -> None:
+        """Of an old catalog's balancer: a hello that was long on its way says less than its sender knows."""
+        catalog = self._world.catalog
+        knows = catalog.knows_start(hello.start_epoch, hello.start_nonce) or not hello.cluster
+        text = f"a balancer on an old copy of the catalog welcomes {hello.name}, which says to know more"
+        require(knows and hello.decision <= catalog.decision, "wrong-catalog", text)
 
     def ordered(self, balancer: "BalancerNode", server: "ServerNode", job: Drop | Copy) -> None:
         if isinstance(job, Copy):
@@ -326,6 +339,7 @@ class Oracle(Observer):
     def check(self) -> None:
         """After every event: what became visible by it, and transfers of those who asked for something."""
         self._belief.check_shown()
+        self._belief.check_alone()
         if self._transfers:
             for client in self._world.clients:
                 if client.name in self._transfers and client.up:

@@ -750,6 +750,13 @@ def hello(**fields: Any) -> Hello:
     return Hello(**said | fields)
 
 
+def following(said: Hello, welcome: messages.Welcome) -> Hello:
+    """What it says next: it has taken the welcome."""
+    return msgspec.structs.replace(
+        said, cluster=welcome.cluster, start_epoch=welcome.epoch, start_nonce=welcome.nonce
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
@@ -798,7 +805,8 @@ class Liar:
             pages_endpoint=self.router.last_endpoint.decode().rstrip("\0"),
             jobs_endpoint=self.pull.last_endpoint.decode().rstrip("\0"),
         )
-        self.welcome = line.ask(self.hello)
+        offered = line.ask(self.hello)
+        self.welcome = line.ask(following(self.hello, offered))
 
     def asked(self, kind: type[Any]) -> tuple[bytes, bytes, Any]:
         """(routing id, request frame, message) of the next question of this kind."""
@@ -872,7 +880,8 @@ def test_strangers_up_to_the_bound_leave_the_others_working(
     dealer = sockets(zmq.DEALER, connect=f"tcp://127.0.0.1:{another.port + 1}")
     line = Line(dealer, another.status().cluster, Stored(U64_MAX, []))
     for number in range(SERVERS_MAX - 2):
-        assert isinstance(line.ask(hello(name=f"stranger-{number}")), messages.Welcome)
+        stranger = hello(name=f"stranger-{number}")
+        assert isinstance(line.ask(following(stranger, line.ask(stranger))), messages.Welcome)
     assert line.refusal(hello()) == "over-bound"
     with another.client() as client:
         assert len(client.status().servers) == SERVERS_MAX
@@ -1027,9 +1036,11 @@ class Nonsense:
     """Messages whose every field is possible, drawn so that they often hit upon batches, versions, lives and
     pages that there are. Only pages of PAGES are never named where that would rightly remove them."""
 
-    def __init__(self, rng: random.Random, pages: list[Record], lives: list[int], start_nonce: int) -> None:
+    def __init__(
+        self, rng: random.Random, pages: list[Record], lives: list[int], welcome: messages.Welcome
+    ) -> None:
         self._rng = rng
-        self._start_nonce = start_nonce
+        self._welcome = welcome
         self._ids = [rng.randbytes(16) for _ in range(5)] + [page.batch for page in pages]
         self._versions = (
             [page.version for page in pages] + [make_version(1, n) for n in range(30)] + [0, U64_MAX]
@@ -1078,9 +1089,12 @@ class Nonsense:
         return self._rng.choice((
             lambda: Stored(one.life, [Change(one.number, one.some(one.record), drops)]),
             lambda: CopyFailed(one.life, one.id, one.version, "no"),
-            lambda: hello(
-                server=b"a fuzzing server", name="fuzzer", incarnation=one.number,
-                pages_endpoint=self._rng.choice(("tcp://127.0.0.1:9", "tcp://-:99999", "tcp://_:0")),
+            lambda: following(
+                hello(
+                    server=b"a fuzzing server", name="fuzzer", incarnation=one.number,
+                    pages_endpoint=self._rng.choice(("tcp://127.0.0.1:9", "tcp://-:99999", "tcp://_:0")),
+                ),
+                self._welcome,
             ),
         ))()  # fmt: skip
 
@@ -1104,8 +1118,8 @@ class Nonsense:
     def job(self) -> Any:
         source = ServerRef(1, "w", self._rng.choice(("nonsense", "tcp://127.0.0.1:9", "tcp://:1")), 0)
         if self._rng.random() < 0.5:
-            return Copy(self._start_nonce, 0, source, self.some(self.record))
-        return Drop(self._start_nonce, 0, self.some(lambda: Dropped(self.other, self.version)))
+            return Copy(self._welcome.nonce, 0, source, self.some(self.record))
+        return Drop(self._welcome.nonce, 0, self.some(lambda: Dropped(self.other, self.version)))
 
 
 @pytest.mark.slow
@@ -1120,9 +1134,9 @@ def test_well_formed_nonsense_on_all_sockets_at_once(
     servers = Line(
         sockets(zmq.DEALER, connect=f"tcp://127.0.0.1:{another.port + 1}"), realm, Stored(U64_MAX, [])
     )
-    start_nonce = servers.ask(hello(server=b"a fuzzing server", name="fuzzer", incarnation=1)).nonce
+    welcome = servers.ask(hello(server=b"a fuzzing server", name="fuzzer", incarnation=1))
     rng = random.Random(seed)
-    one = Nonsense(rng, pages, [life], start_nonce)
+    one = Nonsense(rng, pages, [life], welcome)
     clients = Line(sockets(zmq.DEALER, connect=another.endpoint), realm, Ping())
     web_1 = Line(sockets(zmq.DEALER, connect=another.nodes["web-1"].endpoint), realm, Ping())
     pusher = sockets(zmq.PUSH, connect=jobs_endpoint(another, "web-1"))

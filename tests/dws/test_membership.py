@@ -35,7 +35,7 @@ def hello(server: bytes = ONE, name: str = "web-1", **fields: Any) -> Hello:
 def welcomed(to: Members, each: Hello, now: float = 0.0) -> None:
     assert to.examine(each, True, DECISION) is None
     to.know(each)
-    to.welcome(each, now)
+    to.join(to.by_id[each.server], each, now)
 
 
 # -- hello, examined -------------------------------------------------------------------
@@ -285,6 +285,44 @@ def test_a_balancer_on_an_old_catalog_is_refused_and_orders_nothing() -> None:
         assert not wrong.jobs and not wrong.linked
         assert wrong.errors()["error"] >= 2
     assert desk.version("/b") == version
+
+
+def test_a_late_hello_does_not_make_an_old_catalog_the_servers() -> None:
+    """Said before its sender was told more, and read by a balancer on an old copy: that offers itself, which
+    the sender refuses, and counts on nobody."""
+    desk = Desk("web-1", "web-2", "web-3")
+    desk.put(1, "/a", on=("web-1", "web-2"))
+    backup = desk.store.backup()
+    late = [figure.hello(decision=backup.decision) for figure in desk.figures.values()]
+    desk.put(2, "/b", on=("web-1", "web-2"))
+    wrong = Desk(store=backup)
+    wrong.figures = desk.figures
+    for each in late:
+        answer = wrong.report(each)
+        assert isinstance(answer, Welcome) and answer.decision == backup.decision
+        known = wrong.balancer.members.by_id[each.server]
+        assert (known.state, known.incarnation) == (JOINING, 0)
+    wrong.wait(3 * wrong.config.garbage_s)
+    assert not wrong.jobs and not wrong.linked
+    assert not wrong.get(Locate(["/a"])).pages[0][4], "no reader is led to a copy"
+    assert removal_error(wrong) == "try-again"
+    for figure in desk.figures.values():
+        desk.hello(figure)  # and is told the decision number of now
+        assert wrong.hello(figure).code == "behind", "what it says next"
+
+
+def test_a_server_joins_with_the_hello_that_names_the_start(desk: Desk) -> None:
+    again = Desk(store=desk.store)
+    figure = again.figures["web-1"] = desk.figures["web-1"]
+    offered = again.report(figure.hello())
+    assert isinstance(offered, Welcome)
+    assert not again.asks and not again.linked
+    assert again.report(Stored(figure.incarnation, [])).text == "say hello first"
+    figure.told = (offered.cluster, offered.epoch, offered.nonce, offered.decision)
+    assert again.report(figure.hello()) == offered
+    assert again.linked == [figure.no]
+    again.answer_asks()
+    assert state(again, "web-1") == ALIVE
 
 
 def test_a_flood_of_hellos_is_answered_each_and_changes_nothing(desk: Desk) -> None:

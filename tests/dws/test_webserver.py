@@ -158,9 +158,12 @@ class Bench:
         self.happen(ReportAnswered(self.report(kind).tag, answer))
 
     def follow(self, **told: Any) -> None:
+        """It takes a welcome, and says so if that is of a new start."""
         self.happen(BalancerUp())
         self.told(welcome(**told))
         self.write()
+        if any(isinstance(each.message, Hello) for each in self.reports):
+            self.told(welcome(**told))
 
     # -- peers -----------------------------------------------------------------------------
 
@@ -237,9 +240,32 @@ def test_it_says_hello_until_it_is_welcomed_and_now_and_then_afterwards() -> Non
     assert sum(isinstance(each.message, Hello) for each in bench.reports) >= 3
     bench.told(welcome())
     bench.write()
+    bench.told(welcome())
     bench.reports.clear()
     bench.wait(10.0)
     assert 1 <= sum(isinstance(each.message, Hello) for each in bench.reports) <= 3
+
+
+def test_it_tells_a_new_balancer_that_it_follows_until_that_is_answered(bench: Bench) -> None:
+    """A balancer counts on a server from the hello that names its start; one that is lost is said again."""
+    new = {"epoch": EPOCH + 1, "nonce": NONCE + 1}
+    bench.happen(BalancerUp())
+    late = bench.report(Hello)
+    bench.happen(ReportAnswered(late.tag, welcome(**new)))
+    assert not bench.reports, "its start is not on disk yet"
+    bench.write()
+    named = bench.report(Hello)
+    assert (named.message.start_epoch, named.message.start_nonce) == (EPOCH + 1, NONCE + 1)
+    bench.happen(ReportAnswered(late.tag, welcome(**new)))
+    for _ in range(3):
+        bench.wait(0.6)
+        named = bench.report(Hello)
+        bench.happen(ReportUnanswered(named.tag))
+    bench.happen(ReportAnswered(named.tag, welcome(**new)))
+    bench.wait(0.6)
+    bench.reports.clear()
+    bench.wait(3.0)
+    assert not [each for each in bench.reports if isinstance(each.message, Hello)], "then only now and then"
 
 
 @pytest.mark.parametrize(

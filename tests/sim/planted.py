@@ -308,8 +308,17 @@ PLANTED = [
         said={"faults": ("old-catalog",), "fault_s": 1.0, "seconds": 16.0},
     ),
     Planted(
+        name="a-late-hello-is-followed",
+        breaks="a balancer counts on a server from the hello that names its start",
+        module="dws/balancer.py",
+        old="        if not self.members.follows(hello):",
+        new="        if hello.decision < 0:",
+        found_by={"wrong-catalog"},
+        scenario="bygone",
+    ),
+    Planted(
         name="an-old-catalog-decides",
-        breaks="nothing is removed before a server that the catalog knows was welcomed",
+        breaks="nothing is removed before a server that the catalog knows has joined",
         module="dws/membership.py",
         old="        if not self._vouching:",
         new="        if self._vouching is not None:",

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from dws import messages
 from dws.balancer import Balancer
 from dws.effects import Answer
-from dws.events import ClientAsked
+from dws.events import ClientAsked, Event, ServerAsked
 from dws.limits import MIB
 from dws.messages import Await, Hello, Outcome, Remove, RemovePage, Stored, encode
 from dws.sim import workload
@@ -167,29 +167,62 @@ class _Question:
         return []
 
 
-# -- removals that an old catalog hears of ---------------------------------------------------------
+# -- what an old catalog hears of ------------------------------------------------------------------
+
+#: Who asked, and is gone: its answers are lost.
+_NOBODY = -2
 
 
-def hasty(world: World) -> None:
-    """Whenever the balancer begins on an old copy of its catalog, somebody removes a page at once, before a
-    server has told it better. The answer is lost: its asker is gone."""
-    start, nobody = world.balancer.start, -2
+def _on_an_old_catalog(world: World, happens: Callable[[Balancer], list[Event]]) -> None:
+    """Whenever the balancer begins on an old copy of its catalog this happens to it at once, before a server
+    has told it better."""
+    start = world.balancer.start
 
-    def remove() -> None:
+    def happen() -> None:
         machine = world.balancer.machine if world.balancer.up else None
         if not world.faults.is_catalog_old or not isinstance(machine, Balancer):
             return
-        pages = [RemovePage(name) for name in list(machine.catalog.pages)[:1]]
-        asked = Remove(bytes(16), world.catalog.epoch, pages, 5.0)
-        for effect in machine.handle(ClientAsked(nobody, asked), world.now) if pages else ():
-            if not isinstance(effect, Answer) or effect.token != nobody:
-                world.balancer._perform_by[type(effect)](effect)
+        for event in happens(machine):
+            for effect in machine.handle(event, world.now):
+                if not isinstance(effect, Answer) or effect.token != _NOBODY:
+                    world.balancer._perform_by[type(effect)](effect)
+            world.touched(machine)
 
     def started() -> None:
         start()
-        world.at(0.0, remove)
+        world.at(0.0, happen)
 
     world.balancer.start = started  # type: ignore[method-assign]
+
+
+def hasty(world: World) -> None:
+    """Somebody removes a page."""
+
+    def removal(machine: Balancer) -> list[Event]:
+        pages = [RemovePage(name) for name in list(machine.catalog.pages)[:1]]
+        asked = Remove(bytes(16), world.catalog.epoch, pages, 5.0)
+        return [ClientAsked(_NOBODY, asked)] if pages else []
+
+    _on_an_old_catalog(world, removal)
+
+
+def bygone(world: World) -> None:
+    """Hellos come that were on their way since their senders had been told no more than this catalog says."""
+    hellos: list[Hello] = []
+    heard = world.observer.heard
+
+    def hear(message: Any) -> None:
+        if isinstance(message, Hello):
+            hellos.append(message)
+        heard(message)
+
+    world.observer.heard = hear  # type: ignore[method-assign]
+
+    def come(machine: Balancer) -> list[Event]:
+        last = {hello.server: hello for hello in hellos if hello.decision <= world.catalog.decision}
+        return [ServerAsked(_NOBODY, hello) for hello in last.values()]
+
+    _on_an_old_catalog(world, come)
 
 
 # -- copies too many, and one of those that should stay is spoilt ---------------------------------
@@ -272,6 +305,7 @@ SCENARIOS = {
     "again": Scenario({"faults": ("break",)}, again),
     "never": Scenario({"faults": ("break",)}, never),
     "hasty": Scenario({"faults": ("old-catalog",), "fault_s": 1.0, "seconds": 16.0}, hasty),
+    "bygone": Scenario({"faults": ("old-catalog",), "fault_s": 1.0, "seconds": 16.0}, bygone),
     "surplus": Scenario({"servers": 4, "copies": 2, "faults": ("break",), "fault_s": 10.0, "seconds": 12.0,
                          "think_s": 0.4, "late_s": 0.0, "delay_s": 0.001, "hwm": 1000}, surplus),
     "lossy": Scenario({"faults": ("break",), "fault_s": 10.0, "late_s": 0.0}, lossy),
