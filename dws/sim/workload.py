@@ -73,6 +73,7 @@ class Workload:
         """Batch id → the put or removal that used it."""
         self.open: dict[Call, ClientNode] = {}
         self.ended = 0
+        self.large_sizes: tuple[int, ...] = _LARGE_SIZES
         self._working = False
         self._make: dict[str, Callable[[ClientNode, Call], Operation]] = {
             PUT: self._put, REMOVE: self._remove, GET: self._get, STREAM: self._stream, ASK: self._ask,
@@ -169,7 +170,7 @@ class Workload:
         call.names = rng.sample(self.names, rng.randint(1, 4))
         sizes: tuple[int, ...] = rng.choices(_SIZES, _SIZE_WEIGHTS)[0]
         if rng.random() < self._world.options.large:
-            call.names, sizes = call.names[:1], _LARGE_SIZES
+            call.names, sizes = call.names[:1], self.large_sizes
         call.pages = {name: bytes([rng.randint(1, _CONTENTS)]) * rng.choice(sizes) for name in call.names}
         alone = len(call.names) == 1 and rng.random() < 0.5
         return self.put(client, call, known=not alone, rereadable=not alone or rng.random() < 0.5)

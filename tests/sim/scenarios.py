@@ -18,7 +18,6 @@ from dws.effects import Answer
 from dws.events import ClientAsked, Event, ServerAsked
 from dws.limits import MIB
 from dws.messages import Await, Hello, Outcome, Remove, RemovePage, Stored, encode
-from dws.sim import workload
 from dws.sim.disks import Held
 from dws.sim.nodes import CLIENTS_ENDPOINT, SERVERS_ENDPOINT
 from dws.sim.observer import DONE, FAILED, PUT, REMOVE, Call
@@ -295,8 +294,7 @@ def abandon(world: World) -> None:
 
 
 def large(world: World) -> None:
-    assert workload._LARGE_SIZES
-    workload._LARGE_SIZES = (12 * MIB,)  # type: ignore[misc]
+    world.workload.large_sizes = (12 * MIB,)
 
 
 SCENARIOS = {
