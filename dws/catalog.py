@@ -180,16 +180,6 @@ class Catalog:
         self.pictures[server].strays[(name, version)] = now
         self._set_holders(name, entry, tuple(holder for holder in entry.holders if holder != server))
 
-    def own(self, server: int, name: str, version: int) -> bool:
-        """A copy that was disowned, and was not dropped, counts again. False if it is no such copy now."""
-        entry = self.pages.get(name)
-        if entry is None or entry.version != version:
-            return False
-        if self.pictures[server].strays.pop((name, version), None) is None:
-            return False
-        self._set_holders(name, entry, tuple(sorted((*entry.holders, server))))
-        return True
-
     def add_server(self, server: int) -> None:
         self.pictures.setdefault(server, Picture())
 

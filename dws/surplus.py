@@ -8,7 +8,8 @@ First the servers whose copies stay read them again from their disks. Only when
 all of them have said that theirs are good, and nothing has changed meanwhile, the
 copy too many is disowned and its drop ordered; from that moment it does not
 count, until the drop is reported. A new life of its server ends the order, which
-named the life before: what was not dropped counts again.
+named the life before; whether it was carried out only that life's manifest says:
+what is still there counts again once it was compared.
 
 There is no hurry: it begins when nothing was missing and no server's state
 changed for garbage_s, with one check at a time for each server.
@@ -224,12 +225,13 @@ class Surplus:
                 self._step(check, "reported")
 
     def restarted(self, number: int) -> None:
-        """A new life of a server: drops that the life before was told reach it no more."""
+        """A new life of a server: drops that the life before was told reach it no more. They may have been
+        carried out unreported: the picture has none of these copies until the manifest shows them."""
         for check in list(self._checks.values()):
             if check.server == number and check.state == DROPPING:
                 self._step(check, "new life")
                 for name, version in check.records.items():
-                    self._catalog.own(number, name, version)
+                    self._catalog.release(number, name, version)
 
     def _step(self, check: _Check, event: str) -> None:
         after = TRANSITIONS[check.state, event]

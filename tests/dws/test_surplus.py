@@ -47,6 +47,11 @@ def loser(desk: Desk, name: str = "/a") -> Figure:
     return next(each for each in desk.figures.values() if each.no not in holders)
 
 
+def holders(desk: Desk, name: str = "/a") -> list[int]:
+    """Who counts as one, live or not."""
+    return list(desk.balancer.catalog.pages[name].holders)
+
+
 def locate(desk: Desk, name: str = "/a") -> list[int]:
     found = desk.get(Locate([name])).pages[0]
     return list(found[4])
@@ -166,6 +171,30 @@ def test_a_new_life_of_its_server_ends_a_drop_and_the_copy_counts_again(desk: De
     desk.wait(1.0)
     assert not drops(desk), "it named the life before"
     assert len(locate(desk)) == 3
+    desk.balancer.catalog.check()
+
+
+@pytest.mark.parametrize("what", ["was dropped", "is there"])
+def test_in_a_new_life_it_counts_no_sooner_than_the_manifest_shows_it(desk: Desk, what: str) -> None:
+    """The life before may have dropped it and ended before it said so."""
+    version = three_copies(desk)
+    desk.wait(QUIET)
+    (gone,) = drops(desk)
+    figure = desk.figures[gone]
+    stay = sorted(each.no for each in desk.figures.values() if each is not figure)
+    if what == "was dropped":
+        desk.store_on(figure, drop=(("/a", version),), tell=False)
+    figure.restart()
+    desk.hello(figure)
+    desk.silent.add(gone)
+    for _ in range(8):
+        # Neither at its hello nor while its sums and its manifest are on the way.
+        assert holders(desk) == stay and not desk.balancer.catalog.holds(figure.no, "/a", version)
+        desk.wait(1.0)
+    desk.silent.clear()
+    desk.wait(1.0)
+    assert desk.balancer.members.by_number[figure.no].live
+    assert holders(desk) == (stay if what == "was dropped" else sorted([*stay, figure.no]))
     desk.balancer.catalog.check()
 
 
