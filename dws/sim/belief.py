@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 #: A word of one server has all compared; with more than these that would cost more than the event.
 _COMPARED_SERVERS: Final = 20
+#: And so for the holders of pages, of which there may be many more.
+_COMPARED_PAGES: Final = 100
 
 
 class Belief:
     def __init__(self, world: "World") -> None:
         self._world = world
-        self._aside: set[tuple[bytes, str, int]] = set()
-        """Server and page that it found damaged: the catalog may count it until that is reported."""
         self._changes: dict[int, dict[str, int]] = {}
         """Number of a truth that the balancer does not know → what its decision changes (0: removes)."""
         self._followed: dict[int, tuple[tuple[int, int], int]] = {}
@@ -49,10 +49,6 @@ class Belief:
         changes = {record.name: record.version for record in decision.puts}
         self._changes[len(self._world.truths)] = changes | dict.fromkeys(decision.removes, 0)
 
-    def set_aside(self, server: bytes, name: str, version: int) -> None:
-        """A server found its copy damaged."""
-        self._aside.add((server, name, version))
-
     def check_following(self) -> None:
         """What the balancer has of each server, after it has heard of one."""
         machine = self.balancer
@@ -74,6 +70,8 @@ class Belief:
                 text = f"at change {change} the picture of {known.name} is not what its disk has"
                 require(sums == server.disk.summary()[1], "picture", text)
             self._followed[known.number] = (now, change)
+        if len(machine.catalog.pages) <= _COMPARED_PAGES:
+            self._check_holders(machine)
 
     def check_located(self, located: Located) -> None:
         if not self._world.remembers:
@@ -136,15 +134,22 @@ class Belief:
         if machine is None or not self._world.remembers:
             return
         self._follow()
+        for name in machine.catalog.pages.keys() | self._named_truth.keys():
+            self._check_entry(machine, name)
+        self._check_holders(machine)
+
+    def _check_holders(self, machine: Balancer) -> None:
+        """Who counts as a holder is one, by its disk."""
         disks = {disk.identity.server: disk for disk in self._world.disks}
         members = machine.members.by_number
-        pages = machine.catalog.pages
-        for name in pages.keys() | self._named_truth.keys():
-            self._check_entry(machine, name)
-        for name, entry in pages.items():
+        for name, entry in machine.catalog.pages.items():
             require(len(set(entry.holders)) == len(entry.holders), "twice", f"{name} lies on {entry.holders}")
             for number in entry.holders:
-                server = members[number].id
-                is_aside = (server, name, entry.version) in self._aside
+                disk, key = disks[members[number].id], (name, entry.version)
+                if key in disk.held:
+                    continue
+                # A disk drops nothing that counts, but sets aside by itself what it finds damaged. That is a
+                # change like all others: until it is applied the balancer cannot know of it.
+                is_aside = key in disk.aside and machine.sync.applied(number) != disk.number
                 text = f"{members[number].name} counts as a holder of {name} {entry.version} and has it not"
-                require(is_aside or (name, entry.version) in disks[server].held, "presence", text)
+                require(is_aside, "presence", text)

@@ -36,7 +36,7 @@ from dws.sim.observer import (
 )
 from dws.sim.rules import require
 from dws.sim.witness import seen
-from dws.store import Decision, DropRecords, OpResult, PageStoreOp, SetAside, StoreBatch
+from dws.store import Decision, DropRecords, OpResult, PageStoreOp, StoreBatch
 from patterns.jobs import HEADER, HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -230,9 +230,6 @@ class Oracle(Observer):
             elif isinstance(op, DropRecords) and result.change is not None:
                 for each in result.change.dropped:
                     self._check_drop(server, each.name, each.version)
-            elif isinstance(op, SetAside) and result.change is not None:
-                for each in result.change.dropped:
-                    self._belief.set_aside(server.disk.identity.server, each.name, each.version)
 
     def _check_stored(self, server: "ServerNode", record: Record) -> None:
         key = record.name, record.version

@@ -232,6 +232,17 @@ PLANTED = [
         scenario="surplus",
     ),
     Planted(
+        name="a-new-life-is-taken-to-have-dropped-nothing",
+        breaks="what was under drop when its server ended counts again when the manifest shows it, no sooner",
+        module="dws/surplus.py",
+        old="                    self._catalog.release(number, name, version)",
+        new="                    page = self._catalog.pages.get(name)\n"
+        "                    if self._catalog.release(number, name, version) and page is not None:\n"
+        "                        self._catalog.hold(number, page.record(name), 0.0)",
+        found_by={"presence"},
+        scenario="halfway",
+    ),
+    Planted(
         name="surplus-is-dropped-unverified",
         breaks="a surplus copy is dropped after those that stay were read again",
         module="dws/surplus.py",

@@ -23,6 +23,7 @@ from dws.sim.nodes import CLIENTS_ENDPOINT, SERVERS_ENDPOINT
 from dws.sim.observer import DONE, FAILED, PUT, REMOVE, Call
 from dws.sim.server_node import ServerNode
 from dws.sim.world import World
+from dws.store import DropRecords, OpResult, PageStoreOp
 
 _EVERY_S = 0.2
 
@@ -260,6 +261,22 @@ def surplus(world: World) -> None:
     world.at(1.5, _often, world, rng, add)
 
 
+def halfway(world: World) -> None:
+    """Besides, some servers are killed when they have just dropped something, before they can say so."""
+    surplus(world)
+    rng, committed = Random(f"halfway {world.seed}"), world.observer.server_committed
+
+    def server_committed(server: ServerNode, ops: list[PageStoreOp], results: list[OpResult]) -> None:
+        committed(server, ops, results)
+        dropped = any(
+            isinstance(op, DropRecords) and result.change for op, result in zip(ops, results, strict=True)
+        )
+        if dropped and world.faults.active and rng.random() < 0.5:
+            world.at(0.0, world.kill, server, 0.3)
+
+    world.observer.server_committed = server_committed  # type: ignore[method-assign]
+
+
 # -- jobs that are lost, while their connection stands ------------------------------------------------
 
 
@@ -306,6 +323,8 @@ SCENARIOS = {
     "bygone": Scenario({"faults": ("old-catalog",), "fault_s": 1.0, "seconds": 16.0}, bygone),
     "surplus": Scenario({"servers": 4, "copies": 2, "faults": ("break",), "fault_s": 10.0, "seconds": 12.0,
                          "think_s": 0.4, "late_s": 0.0, "delay_s": 0.001, "hwm": 1000}, surplus),
+    "halfway": Scenario({"servers": 4, "copies": 2, "faults": ("break",), "fault_s": 10.0, "seconds": 12.0,
+                         "think_s": 0.4, "late_s": 0.0, "delay_s": 0.001, "hwm": 1000}, halfway),
     "lossy": Scenario({"faults": ("break",), "fault_s": 10.0, "late_s": 0.0}, lossy),
     "abandon": Scenario({"faults": ("break",), "think_s": 0.1, "fsync_s": 0.5}, abandon),
     "large": Scenario({"large": 1.0, "seconds": 4.0, "faults": ("break",), "fault_s": 10.0}, large),

@@ -3,6 +3,7 @@ which rule that breaks. Rules that planted bugs break are shown there (test_plan
 """
 
 from collections.abc import Callable
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -12,8 +13,9 @@ from dws.sim.observer import CONFLICT, DONE, FAILED, GET, MISSING, PUT, REMOVE, 
 from dws.sim.options import Options
 from dws.sim.oracle import Oracle
 from dws.sim.rules import RULES
+from dws.sim.server_node import ServerNode
 from dws.sim.world import World
-from dws.store import Decision
+from dws.store import Damaged, Decision, SetAside
 
 OPTIONS = Options(servers=4, clients=3, think_s=0.1, large=0.0)
 
@@ -70,6 +72,33 @@ def loses_one_of_two(t: Tampered) -> None:
 def counts_a_holder_that_has_none(t: Tampered) -> None:
     entry = t.world.balancer.balancer.catalog.pages[t.name]
     entry.holders = (1, 2, 3, 4)
+    t.oracle.check_all()
+
+
+def set_aside_on(t: Tampered, server: ServerNode) -> None:
+    """It finds its copy damaged, and a crash in the commit keeps that: nobody but the disk knows of it."""
+    t.world.faults.rotting = server
+    server.disk.rot(*t.key)
+    server.disk.write([SetAside([Damaged(*t.key, 0, "wrong bytes")])])
+    server.disk.rng = Random(0)
+    t.world.kill(server, 0.5)
+    assert t.key in server.disk.aside and t.key not in server.disk.held
+
+
+def holder(t: Tampered) -> ServerNode:
+    return next(
+        server for server in t.world.servers if t.key in server.disk.held and server.disk.held[t.key].data
+    )
+
+
+def counts_what_was_set_aside_when_that_was_told(t: Tampered) -> None:
+    server = holder(t)
+    set_aside_on(t, server)
+    t.world.workload.stop()
+    machine = t.world.balancer.balancer
+    number = machine.members.by_id[server.disk.identity.server].number
+    t.world.run(10.0, until=lambda: server.up and machine.sync.applied(number) == server.disk.number)
+    machine.catalog.pages[t.name].holders += (number,)
     t.oracle.check_all()
 
 
@@ -207,6 +236,7 @@ CASES: list[tuple[str, Callable[[Tampered], None]]] = [
     ("lost", loses_a_disk),
     ("lost", loses_one_of_two),
     ("presence", counts_a_holder_that_has_none),
+    ("presence", counts_what_was_set_aside_when_that_was_told),
     ("twice", lies_twice_on_a_server),
     ("epoch-reused", starts_in_the_same_epoch),
     ("earlier-epoch", decides_a_batch_of_epoch_0),
@@ -251,6 +281,13 @@ def test_what_breaks_a_rule_is_found_and_named(
 def test_without_it_all_is_well(tampered: Tampered) -> None:
     tampered.world.check_all()
     tampered.oracle.check_end()
+
+
+def test_what_a_disk_set_aside_may_count_until_that_is_told(tampered: Tampered) -> None:
+    """Also where a crash made it durable, so that no commit of it was seen to end."""
+    set_aside_on(tampered, holder(tampered))
+    assert tampered.world.truth[tampered.name] == tampered.version
+    tampered.oracle.check_all()
 
 
 def test_every_rule_is_shown_to_be_breakable() -> None:
