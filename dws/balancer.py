@@ -316,7 +316,6 @@ class Balancer:
         """Records that a server was reported to hold."""
         doubted = self.plausibility.records(self.members.by_number[number], records)
         self.repair.stored(number, records, now)
-        self.surplus.stored(number, records, now)
         return doubted + self.placement.stored(number, records, now)
 
     def _forgotten(self, number: int) -> None:

@@ -65,14 +65,17 @@ class Picture:
 
     strays: (name, version) → when it was found to be no copy of a visible version; in that order. One of
         a visible version is a copy that was disowned, or has other bytes.
+    disowned: (name, version) of copies that are about to be dropped. Whatever is reported of them, they
+        count for nothing.
     """
 
-    __slots__ = ("count", "strays", "sums")
+    __slots__ = ("count", "disowned", "strays", "sums")
 
     def __init__(self) -> None:
         self.sums = [0] * MANIFEST_BUCKETS
         self.count = 0
         self.strays: dict[tuple[str, int], float] = {}
+        self.disowned: set[tuple[str, int]] = set()
 
     def account(self, key: bytes, version: int, sign: int) -> None:
         bucket = bucket_of(key)
@@ -140,19 +143,21 @@ class Catalog:
     def hold(self, server: int, record: Record, now: float, key: bytes = b"") -> bool:
         """The server was reported to hold this record. False if that was known. key: of its page.
 
-        A record of the visible version with other bytes is none of its copies, but a stray.
+        A record of the visible version with other bytes is none of its copies, but a stray; so is one that
+        was disowned.
         """
         name, version = record.name, record.version
         picture = self.pictures[server]
+        if (name, version) in picture.strays:
+            return False
         entry = self.pages.get(name)
-        if entry is not None and entry.version == version and entry.digest == record.digest:
-            if server in entry.holders or (name, version) in picture.strays:
-                return False
-            self._set_holders(name, entry, tuple(sorted((*entry.holders, server))))
-        else:
-            if (name, version) in picture.strays:
-                return False
+        visible = entry is not None and entry.version == version and entry.digest == record.digest
+        if entry is None or not visible or (name, version) in picture.disowned:
             picture.strays[(name, version)] = now
+        elif server in entry.holders:
+            return False
+        else:
+            self._set_holders(name, entry, tuple(sorted((*entry.holders, server))))
         picture.account(key or page_key(name), version, +1)
         return True
 
@@ -177,8 +182,13 @@ class Catalog:
         """A copy of the visible version counts no more, though it is there: it is about to be dropped."""
         entry = self.pages[name]
         assert entry.version == version and server in entry.holders
+        self.pictures[server].disowned.add((name, version))
         self.pictures[server].strays[(name, version)] = now
         self._set_holders(name, entry, tuple(holder for holder in entry.holders if holder != server))
+
+    def drop_over(self, server: int, name: str, version: int) -> None:
+        """No drop of what was disowned can come any more: from the next report on it counts again."""
+        self.pictures[server].disowned.discard((name, version))
 
     def add_server(self, server: int) -> None:
         self.pictures.setdefault(server, Picture())
@@ -258,6 +268,7 @@ class Catalog:
             assert list(entry.holders) == sorted(set(entry.holders))
             for server in entry.holders:
                 assert (name, entry.version) not in self.pictures[server].strays
+                assert (name, entry.version) not in self.pictures[server].disowned
                 pictures[server].account(page_key(name), entry.version, +1)
         for server, picture in self.pictures.items():
             for name, version in picture.strays:

@@ -218,12 +218,14 @@ class Repair:
     def _target(self, name: str, now: float) -> int | None:
         """Who is to have one more copy: by upload load, among those who may take it now."""
         entry = self._catalog.pages[name]
+        pictures = self._catalog.pictures
         candidates = [
             number
             for number in self._replication.candidates(entry.size)
-            # What lies there already and does not count, dropped or damaged, must be gone first.
+            # What lies there already and does not count, or is named by a drop, must be gone first.
             if number not in entry.holders
-            and (name, entry.version) not in self._catalog.pictures[number].strays
+            and (name, entry.version) not in pictures[number].strays
+            and (name, entry.version) not in pictures[number].disowned
             and self._resting.get(number, 0.0) <= now
         ]
         if not candidates:

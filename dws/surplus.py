@@ -26,7 +26,7 @@ from dws.effects import Ask, Effects
 from dws.limits import BATCH_MAX_PAGES, VERIFY_MAX_BYTES
 from dws.load import Loads
 from dws.membership import ALIVE, Members
-from dws.messages import Dropped, Record, Verified, Verify
+from dws.messages import Dropped, Verified, Verify
 from dws.orders import Orders
 from dws.repair import VERIFY_BYTES_S, VERIFY_TIMEOUT_S
 from dws.shortage import Shortage
@@ -201,20 +201,6 @@ class Surplus:
         self._resting[check.key] = now + self._config.garbage_s
         self._step(check, "no proof")
 
-    def stored(self, number: int, records: list[Record], now: float) -> None:
-        """A server was reported to hold these. A copy under drop that was made anew, by a job that was late,
-        counts for nothing either: the order to drop it still stands."""
-        for check in self._checks.values():
-            if check.server != number or check.state != DROPPING:
-                continue
-            for record in records:
-                name, version = record.name, record.version
-                entry = self._catalog.pages.get(name)
-                if check.records.get(name) != version or entry is None or entry.version != version:
-                    continue
-                if number in entry.holders:
-                    self._catalog.disown(number, name, version, now)
-
     def reported(self, number: int) -> None:
         """A server's picture changed: drops that it shows as done are done."""
         for check in list(self._checks.values()):
@@ -241,6 +227,8 @@ class Surplus:
         del self._checks[check.serial]
         if event in ("reported", "new life"):
             self._orders.done(check.server, ("surplus", check.serial))
+            for name, version in check.records.items():
+                self._catalog.drop_over(check.server, name, version)
 
     def check(self) -> None:
         """One check for each server; a copy under drop counts for nothing."""

@@ -174,6 +174,27 @@ def test_a_new_life_of_its_server_ends_a_drop_and_the_copy_counts_again(desk: De
     desk.balancer.catalog.check()
 
 
+def test_what_a_drop_still_names_is_copied_there_no_more_and_counts_for_nothing(desk: Desk) -> None:
+    """The order stays open while any of its records is there, and may be carried out at any moment."""
+    first = three_copies(desk, "/a", 1)
+    second = three_copies(desk, "/b", 2)
+    desk.wait(QUIET)
+    ((gone, named),) = drops(desk).items()
+    assert named == [("/a", first), ("/b", second)]
+    figure = desk.figures[gone]
+    stay = sorted(each.no for each in desk.figures.values() if each is not figure)
+    desk.store_on(figure, drop=(("/b", second),))  # found damaged, for one, and set aside
+    desk.die(desk.figure(stay[0]))
+    desk.wait(2.0)
+    assert not desk.take_jobs(Copy), "the drop would take it away again"
+    desk.store_on(figure, record("/b", second))
+    assert holders(desk, "/b") == stay
+    desk.store_on(figure, drop=tuple(figure.held))
+    desk.store_on(figure, record("/b", second))
+    assert holders(desk, "/b") == sorted([*stay, figure.no]), "no drop names it any more"
+    desk.balancer.catalog.check()
+
+
 @pytest.mark.parametrize("what", ["was dropped", "is there"])
 def test_in_a_new_life_it_counts_no_sooner_than_the_manifest_shows_it(desk: Desk, what: str) -> None:
     """The life before may have dropped it and ended before it said so."""
