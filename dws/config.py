@@ -74,9 +74,14 @@ class Config(Struct, frozen=True, kw_only=True):
     coming, before the balancer compares manifests."""
 
     rebuild_quiet_s: float = 10.0
-    """--rebuild ends when every known server was read and no new one has come for
+    """--rebuild ends when every server that came was read and no new one has come for
     this long. Longer waits for servers that start late; what they hold and the
     rebuilt catalog does not name is kept and reported, but served only if put again."""
+
+    rebuild_absent_s: float = 30.0
+    """How long --rebuild waits for a server that came and then sends nothing of its
+    manifest; then it is left out, like one that came late. Longer than a restart
+    takes; a server that dies for good costs a rebuild this long."""
 
     open_batches_max: int = 10_000
     """Batches reserved and not decided at once; past it Reserve is told to try again."""
@@ -184,6 +189,7 @@ class Config(Struct, frozen=True, kw_only=True):
             (all(0 < part < 1 for part in self.probe_fractions), "probe_fractions between 0 and 1"),
             (self.stage_idle_s > 0 and self.garbage_s > 0, "stage_idle_s and garbage_s > 0"),
             (self.rebuild_quiet_s > 0 and self.behind_s > 0, "rebuild_quiet_s and behind_s > 0"),
+            (self.rebuild_absent_s > 0, "rebuild_absent_s > 0"),
             (self.batch_memory_s >= 0 and self.quota_bytes >= 0, "batch_memory_s and quota_bytes >= 0"),
             (min(self.open_batches_max, self.copies_at_once) >= 1, "open_batches_max, copies_at_once >= 1"),
             (self.job_window >= 1 and self.job_reissue_s > 0, "job_window >= 1 and job_reissue_s > 0"),
@@ -239,4 +245,5 @@ def impatient(base: Config | None = None) -> Config:
         stage_idle_s=base.stage_idle_s / 10,
         job_reissue_s=base.job_reissue_s / 10,
         rebuild_quiet_s=base.rebuild_quiet_s / 10,
+        rebuild_absent_s=base.rebuild_absent_s / 10,
     )

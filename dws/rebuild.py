@@ -1,8 +1,14 @@
 """A catalog made anew from what the servers hold, when the balancer's disk is lost.
 
 What lives here: reading every server's manifest, and the rule: the highest
-version of each name is visible. What must not: disks and sockets; the same shell
-as the balancer's runs this machine in its place.
+version of each name is visible; for whom it waits, and for how long. What must
+not: disks and sockets; the same shell as the balancer's runs this machine in its
+place.
+
+A server's records count when all of them were read: half a manifest may show half
+a batch. One that falls silent is waited for by name, then left out like one that
+never came; what it holds stays on its disk (garbage.py). A catalog is never made
+of nothing.
 
 What it cannot know, and says: pages that were removed may return, and a put that
 failed or was overtaken may stand in place of the visible one where its record
@@ -11,6 +17,7 @@ was not dropped yet.
 
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final
 
 from msgspec import Struct
@@ -26,20 +33,35 @@ from dws.store import KnownServer
 _TICK_S: Final = 0.1
 _ANSWER_S: Final = 5.0
 _RETRY_S: Final = 0.5
+#: How often it says how far it is, and for whom it waits.
+PROGRESS_S: Final = 5.0
 #: Decision numbers jump, too, past every number that an absent server may have been told.
 _DECISION_STEP: Final = 1 << 32
 
 
 class _Source(Struct):
+    """One life of a server, being read."""
+
     number: int
     hello: Hello
+    heard_at: float
+    """When it came, or sent the last page."""
     bucket: int = 0
     cursor: bytes = b""
     asked: int = 0
+    retry_at: float = inf
+    records: list[Record] = []
+    absent: bool = False
+    fault: str = ""
+    """Why it is not read at all in this life."""
 
     @property
     def done(self) -> bool:
         return self.bucket == MANIFEST_BUCKETS
+
+    @property
+    def awaited(self) -> bool:
+        return not (self.done or self.absent or self.fault)
 
 
 class Rebuild:
@@ -58,6 +80,7 @@ class Rebuild:
         self._records: dict[str, Record] = {}
         self._news_at = now
         self._next_tick = now
+        self._progress_at = now + PROGRESS_S
         self._finished = False
         self._handlers: dict[type[Any], Callable[[Any, float], Effects]] = {
             ClientAsked: self._client_asked,
@@ -93,7 +116,7 @@ class Rebuild:
         if source is not None and source.hello.incarnation == hello.incarnation:
             return effects
         number = source.number if source else self._number_of(hello)
-        source = self._sources[hello.server] = _Source(number, hello)
+        source = self._sources[hello.server] = _Source(number, hello, now)
         self._news_at = now
         effects.append(Log("info", f"reading {hello.pages} records of {hello.name}"))
         effects.append(Connect(number, hello.pages_endpoint, hello.jobs_endpoint))
@@ -115,7 +138,7 @@ class Rebuild:
     def _by_tag(self, tag: tuple[Any, ...]) -> _Source | None:
         _, number, asked = tag
         for source in self._sources.values():
-            if source.number == number and source.asked == asked and not source.done:
+            if source.number == number and source.asked == asked and not (source.done or source.fault):
                 return source
         return None
 
@@ -125,34 +148,100 @@ class Rebuild:
             return []
         answer = event.message
         if not isinstance(answer, ManifestPage) or answer.bucket != source.bucket:
-            return [self._ask(source)]
-        for record in answer.records:
-            best = self._records.get(record.name)
-            if best is None or record.version > best.version:
-                self._records[record.name] = record
+            # A server that has just started again says so by its hello.
+            source.retry_at = now + _RETRY_S
+            return []
+        if answer.after and answer.after <= source.cursor:
+            source.fault = f"the cursor of its manifest does not rise in bucket {answer.bucket}"
+            source.records = []
+            text = f"left out: {source.hello.name}: {source.fault}. Start it again, or mend it"
+            return [Log("error", text)]
+        source.heard_at = self._news_at = now
+        source.absent = False
+        source.records += answer.records
         source.cursor = answer.after
         if not answer.after:
             source.bucket += 1
-        self._news_at = now
-        return [] if source.done else [self._ask(source)]
+        if source.done:
+            self._take_in(source)
+            return []
+        return [self._ask(source)]
+
+    def _take_in(self, source: _Source) -> None:
+        for record in source.records:
+            best = self._records.get(record.name)
+            if best is None or record.version > best.version:
+                self._records[record.name] = record
+        source.records = []
 
     def _unanswered(self, event: Unanswered, now: float) -> Effects:
         source = self._by_tag(event.tag)
         return [self._ask(source)] if source else []
 
+    # -- time ------------------------------------------------------------------------------
+
     def _tick(self, event: Tick, now: float) -> Effects:
         self._next_tick = now + _TICK_S
-        waiting = [source for source in self._sources.values() if not source.done]
-        quiet = now - self._news_at >= self._config.rebuild_quiet_s
-        if self._finished or not self._sources or waiting or not quiet:
+        if self._finished:
             return []
+        effects: Effects = []
+        for source in self._sources.values():
+            effects += self._look_after(source, now)
+        awaited = any(source.awaited for source in self._sources.values())
+        quiet = now - self._news_at >= self._config.rebuild_quiet_s
+        if awaited or not quiet or not self._read():
+            return effects + self._progress(now)
         self._finished = True
-        return [*self._summary(), self._result()]
+        return [*effects, *self._summary(), self._result()]
+
+    def _look_after(self, source: _Source, now: float) -> Effects:
+        effects: Effects = []
+        if now >= source.retry_at:
+            source.retry_at = inf
+            effects.append(self._ask(source))
+        silent_s = now - source.heard_at
+        if source.awaited and silent_s >= self._config.rebuild_absent_s:
+            source.absent = True
+            text = f"{source.hello.name} has sent nothing of its manifest for {silent_s:.0f} s: "
+            effects.append(Log("warning", f"{text}it is left out, unless it answers before the end"))
+        return effects
+
+    def _read(self) -> list[_Source]:
+        return [source for source in self._sources.values() if source.done]
+
+    def _progress(self, now: float) -> Effects:
+        if now < self._progress_at:
+            return []
+        self._progress_at = now + PROGRESS_S
+        awaited = [source for source in self._sources.values() if source.awaited]
+        text = f"{len(self._read())} servers read, {len(self._records)} pages"
+        if awaited:
+            each = [f"{source.hello.name} ({self._standing(source, now)})" for source in awaited]
+            bound_s = self._config.rebuild_absent_s
+            text += f"; waits for {', '.join(each)}: one that is dead, start it again; after {bound_s:.0f} s "
+            text += "of silence it is left out"
+        if not awaited and not self._read():
+            missing = ", ".join([*self._left_out(), *self._never_came()]) or "web servers"
+            text = f"no server could be read; waits for {missing}: start them"
+        elif self._never_came():
+            text += f"; not here: {', '.join(self._never_came())}"
+        return [Log("info", f"{text}. Ctrl-C ends the rebuild and changes nothing")]
+
+    def _standing(self, source: _Source, now: float) -> str:
+        silent_s = now - source.heard_at
+        silence = f", silent for {silent_s:.0f} s" if silent_s >= 1 else ""
+        return f"{source.bucket} of {MANIFEST_BUCKETS} parts{silence}"
+
+    def _left_out(self) -> list[str]:
+        return [source.hello.name for source in self._sources.values() if source.absent or source.fault]
+
+    def _never_came(self) -> list[str]:
+        return [known.name for key, known in self._expected.items() if key not in self._sources]
 
     def _summary(self) -> Effects:
-        absent = [known.name for key, known in self._expected.items() if key not in self._sources]
+        absent = [*self._left_out(), *self._never_came()]
         effects: Effects = [
-            Log("info", f"rebuilt from {len(self._sources)} servers: {len(self._records)} pages"),
+            Log("info", f"rebuilt from {len(self._read())} servers: {len(self._records)} pages"),
             Log("warning", "pages that were removed may have returned, and a put that failed or was"),
             Log("warning", "overtaken may stand in place of the visible one: mend by rm or put"),
         ]

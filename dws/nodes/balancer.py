@@ -146,6 +146,7 @@ def _rebuild(settings: BalancerSettings, host: str) -> bool:
         node.close()
     rebuilt = node.rebuilt
     if rebuilt is None:
+        _log.warning("the rebuild was ended before it was complete: nothing was changed")
         return False
     kept = write_rebuilt(
         settings.data, rebuilt.cluster, rebuilt.epoch, rebuilt.servers, rebuilt.records,
