@@ -271,7 +271,7 @@ class Balancer:
         kind, number, asked = event.tag
         message = event.message
         server = self.members.by_number[number]
-        if kind == "probe" and isinstance(message, Pong):
+        if kind == "probe" and isinstance(message, Pong) and message.incarnation == server.incarnation:
             self.loads.probed(number, now - asked)
             return self._changed([server] if self.health.answered(server, now) else [], now)
         if kind == "hot" and isinstance(message, NodeStatsAre):

@@ -417,6 +417,7 @@ class Pong(_Message, tag="pong"):
     name: Text
     waiting: Count
     epoch: Epoch
+    incarnation: U64 = 0  # of a web server: who answers; 0: a balancer does
 
 
 # -- webserver → balancer ----------------------------------------------------------

@@ -266,7 +266,8 @@ class WebServer:
         raise AssertionError(f"no handler for {type(message).__name__}")
 
     def _pong(self, token: int) -> Answer:
-        return Answer(token, Pong(self.name, self.book.waiting, self.epoch))
+        incarnation = self.store.identity.incarnation
+        return Answer(token, Pong(self.name, self.book.waiting, self.epoch, incarnation))
 
     def _not_held(self, name: str) -> Error:
         return Error(NotHeld.code, f"{self.name} does not hold this version of {name}")

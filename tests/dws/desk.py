@@ -284,7 +284,7 @@ class Desk:
     def answer_of(self, figure: Figure, question: Any) -> Any:
         match question:
             case Ping():
-                return Pong(figure.name, 0, 1)
+                return Pong(figure.name, 0, 1, figure.incarnation)
             case Sums():
                 return SumsAre(figure.number, figure.sums())
             case Manifest(_, bucket):

@@ -1,6 +1,7 @@
 """Alive is not healthy: what makes a server suspect though it beats, and who is accused of nothing."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from dws.config import Config
 from dws.effects import Ask
 from dws.health import Health
 from dws.membership import ALIVE, Server
-from dws.messages import Copy, Locate, Status
+from dws.messages import Copy, Locate, Ping, Pong, Status
 from tests.dws.desk import HASTY, Desk, Figure
 
 SILENT = Config()
@@ -150,6 +151,38 @@ def test_the_only_holder_is_named_though_it_is_ailing(desk: Desk) -> None:
     desk.put(1, "/a", on=("web-1",))
     stuck(desk, desk.figures["web-1"], 99.0)
     assert holders(desk) == [desk.figures["web-1"].no]
+
+
+def test_a_probe_that_another_server_answers_is_no_sign_of_life(desk: Desk) -> None:
+    """On a port that was used again, before the balancer has heard of it."""
+    lost, other = desk.figures["web-1"], desk.figures["web-2"]
+    whole = desk.answer_of
+
+    def answer_of(figure: Figure, question: Any) -> Any:
+        return whole(other if isinstance(question, Ping) else figure, question)
+
+    desk.answer_of = answer_of  # type: ignore[method-assign]
+    desk.wait(HASTY.probe_s + 0.5)
+    assert state(desk, lost.name) == "suspect" and state(desk, other.name) == ALIVE
+    assert desk.balancer.counters["probes unanswered"] >= 2
+    desk.answer_of = whole  # type: ignore[method-assign]
+    desk.wait(HASTY.probe_s)
+    assert state(desk, lost.name) == ALIVE
+
+
+def test_nor_is_the_answer_of_a_life_before(desk: Desk) -> None:
+    """The same server, started again at the same place: that it lives its hello will tell."""
+    figure = desk.figures["web-1"]
+    before = figure.incarnation
+    whole = desk.answer_of
+
+    def answer_of(each: Figure, question: Any) -> Any:
+        late = each is figure and isinstance(question, Ping)
+        return Pong(figure.name, 0, 1, before + 1) if late else whole(each, question)
+
+    desk.answer_of = answer_of  # type: ignore[method-assign]
+    desk.wait(HASTY.probe_s + 0.5)
+    assert state(desk, "web-1") == "suspect"
 
 
 # -- what cannot be ----------------------------------------------------------------------------------

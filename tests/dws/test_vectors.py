@@ -210,7 +210,7 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
     (REQUEST, Forget("web-2", 2, True), None),
     (REPLY, Maintained(1, "web-1", "draining", True, 2, 131072), None),
     (REQUEST, Ping(), None),
-    (REPLY, Pong("web-1", 0, EPOCH), None),
+    (REPLY, Pong("web-1", 0, EPOCH, INCARNATION), None),
     (
         REQUEST,
         Hello(
