@@ -377,6 +377,7 @@ class Balancer:
                 self.orders.worker(server.number, server.incarnation)
                 self.health.watch(server.number, now)
             server.synced = self.sync.is_live(server.number)
+            server.compared = server.compared or server.synced
             if self._told.get(server.number) != server.state:
                 self._told[server.number] = server.state
                 self.surplus.disturbed(now)

@@ -92,8 +92,8 @@ class Maintenance:
         last = sum(
             len(group.names)
             for (_, holders), group in self._catalog.groups.items()
-            # After a start of the balancer it is not known what a server held that has not come back.
-            if not self._shortage.live(holders) and (server.number in holders or not holders)
+            # Since a start of the balancer it is not known what a server holds that was not compared.
+            if not self._shortage.live(holders) and (server.number in holders or not server.compared)
         )
         if not last:
             return None

@@ -48,6 +48,7 @@ class Server(Struct):
     http_endpoint: str = ""
     heard: str = DEAD
     synced: bool = False
+    compared: bool = False  # it was synced in this epoch: the picture shows what it had
     welcomed_at: float = 0.0
     contested: bool = False
     draining: bool = False

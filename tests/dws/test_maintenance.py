@@ -165,6 +165,45 @@ def test_after_a_start_every_absent_server_may_have_the_last_trace(desk: Desk) -
     assert isinstance(tell(again, Forget("web-2")), Error), "it is not known who had it"
 
 
+def restarted_without(desk: Desk, *absent: str) -> Desk:
+    """A balancer started again on the same catalog; those that are not absent come back and are compared."""
+    again = Desk(store=desk.store)
+    again.figures = dict(desk.figures)
+    again.silent = set(absent)
+    for name, figure in again.figures.items():
+        if name not in absent:
+            again.rejoin(figure)
+    again.wait(HASTY.dead_s + 0.5)
+    return again
+
+
+def test_one_that_was_not_compared_since_the_start_may_have_what_a_dead_one_has(desk: Desk) -> None:
+    desk.put(1, "/a", on=("web-1", "web-2"))
+    again = restarted_without(desk, "web-1")
+    again.silent |= {"web-3", "web-4"}  # nobody left to copy to
+    again.die(again.figures["web-2"])
+    refusal = tell(again, Forget("web-1"))
+    assert isinstance(refusal, Error) and "1 page" in refusal.text
+
+
+def test_one_that_was_compared_since_is_known_to_have_nothing(desk: Desk) -> None:
+    desk.put(1, "/a", on=("web-1",))
+    again = restarted_without(desk, "web-1")
+    again.die(again.figures["web-3"])
+    assert isinstance(tell(again, Forget("web-3")), Maintained), "it had no copy of it"
+    assert isinstance(tell(again, Forget("web-1")), Error)
+
+
+def test_one_that_died_while_it_was_compared_may_have_anything(desk: Desk) -> None:
+    desk.put(1, "/a", on=("web-1", "web-2"))
+    again = restarted_without(desk, "web-1", "web-2")
+    figure = again.figures["web-1"]
+    figure.restart()
+    again.hello(figure)
+    again.die(figure)
+    assert isinstance(tell(again, Forget("web-1")), Error)
+
+
 def test_a_server_of_an_unknown_or_an_ambiguous_name_is_refused(desk: Desk) -> None:
     refusal = tell(desk, Drain("web-9"))
     assert refusal.code == Refused.code and "known are web-1, web-2" in refusal.text
