@@ -116,8 +116,8 @@ class Balancer:
         shortage = self.repair.shortage
         self.surplus = Surplus(*parts, shortage, self.decisions, config, now)
         self.maintenance = Maintenance(
-            self.catalog, self.members, shortage, self.decisions, config.copies,
-            lambda server, now: self._changed([server], now), self._forgotten,
+            self.catalog, self.members, shortage, self.decisions, config.copies, replication,
+            self.placement.open_batches, lambda server, now: self._changed([server], now), self._forgotten,
         )  # fmt: skip
         self.plausibility = Plausibility(self.catalog, self.placement, self.loads, self.counters)
         self.health = Health(config, now)
@@ -376,8 +376,7 @@ class Balancer:
                 effects += self.sync.begin(server)
                 self.orders.worker(server.number, server.incarnation)
                 self.health.watch(server.number, now)
-            server.synced = self.sync.is_live(server.number)
-            server.compared = server.compared or server.synced
+            server.is_synced(self.sync.is_live(server.number))
             if self._told.get(server.number) != server.state:
                 self._told[server.number] = server.state
                 self.surplus.disturbed(now)

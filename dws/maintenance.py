@@ -8,16 +8,18 @@ everything on it is copied to others. A forgotten one is taken out of the pictur
 a bounded number of pages a tick.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
+from dws.batch import Batch
 from dws.catalog import Catalog
 from dws.decisions import Decisions
 from dws.effects import Answer, Effects, Log
 from dws.errors import DwsError, Refused, TooFewServers
 from dws.membership import DEAD, DRAINING, Members, Server
 from dws.messages import Drain, Error, Forget, Maintained, Resume
+from dws.replication import Replication
 from dws.shortage import Shortage
 from dws.store import Decision, KnownServer
 
@@ -28,8 +30,8 @@ Request = Drain | Resume | Forget
 
 
 class Maintenance:
-    """changed(server, now), forgotten(number): to be told of a server whose drain began or ended, and of one
-    of which nothing is left in the picture."""
+    """open_batches: those that are not decided, at any time. changed(server, now), forgotten(number): to be
+    told of a server whose drain began or ended, and of one of which nothing is left in the picture."""
 
     def __init__(
         self,
@@ -38,6 +40,8 @@ class Maintenance:
         shortage: Shortage,
         decisions: Decisions,
         default_copies: int,
+        replication: Replication,
+        open_batches: Collection[Batch],
         changed: Callable[[Server, float], Effects],
         forgotten: Callable[[int], None],
     ) -> None:
@@ -46,6 +50,8 @@ class Maintenance:
         self._shortage = shortage
         self._decisions = decisions
         self._default_copies = default_copies
+        self._replication = replication
+        self._open_batches = open_batches
         self._changed = changed
         self._tell_forgotten = forgotten
         self._forgotten: list[int] = []  # still in the picture
@@ -119,8 +125,16 @@ class Maintenance:
 
     def _maintained(self, server: Server) -> Maintained:
         state = DRAINING if server.draining and server.live else server.state
-        moved = self._shortage.on_server(server.number) if server.draining else (0, 0)
-        return Maintained(server.number, server.name, state, server.draining, *moved)
+        return Maintained(server.number, server.name, state, server.draining, *self.to_move(server))
+
+    def to_move(self, server: Server) -> tuple[int, int]:
+        """(pages, bytes) that would be missed if a server that is being drained were stopped now."""
+        if not server.draining:
+            return 0, 0
+        visible = self._shortage.on_server(server.number)
+        found = self._shortage.found
+        undecided = self._replication.undecided_on(server.number, self._open_batches, found)
+        return visible[0] + undecided[0], visible[1] + undecided[1]
 
     def tick(self, now: float) -> None:
         """Take what forgotten servers held out of the picture, by and by."""

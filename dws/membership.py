@@ -67,6 +67,10 @@ class Server(Struct):
             return DRAINING
         return self.heard
 
+    def is_synced(self, synced: bool) -> None:
+        self.synced = synced
+        self.compared = self.compared or synced
+
     @property
     def live(self) -> bool:
         """Its copies count, and it can be asked for them."""

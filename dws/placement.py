@@ -11,7 +11,7 @@ never stays never: ids that ended otherwise are refused for this epoch.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from math import inf
 from typing import Final
@@ -229,8 +229,8 @@ class Placement:
         return make_version(self._head.epoch, self._counter)
 
     @property
-    def open_batches(self) -> int:
-        return len(self._batches)
+    def open_batches(self) -> Collection[Batch]:
+        return self._batches.values()
 
     # -- a batch's life --------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ batch, and copy orders. What must not: conditions, decisions, answers to clients
 (placement.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from random import Random
 from typing import Final
@@ -110,6 +110,23 @@ class Replication:
         self.cancel(batch, number)
         batch.failed[number] = now + _FAILED_REST_S
         return True
+
+    def undecided_on(
+        self, number: int, batches: Iterable[Batch], counting: Callable[[Iterable[int]], int]
+    ) -> tuple[int, int]:
+        """(pages, bytes) of batches that would have too few copies without this server, or are staged there.
+
+        batches: those that are not visible yet; counting: how many of some holders' copies count."""
+        pages = size_bytes = 0
+        for batch in batches:
+            holders = self.holders(batch)
+            others = [each for each in holders if each != number]
+            needed = number in holders and counting(others) < batch.copies
+            staged = not holders and batch.targets[:1] == [number]
+            if needed or staged:
+                pages += len(batch.pages)
+                size_bytes += batch.size_bytes
+        return pages, size_bytes
 
     def cancel(self, batch: Batch, number: int) -> None:
         del batch.ordered[number]

@@ -95,7 +95,7 @@ class Report:
         return ClusterStatus(
             self._head.cluster, self._head.epoch, balancer.decisions.durable, self._config.policy,
             self._config.copies, len(balancer.catalog.pages), balancer.catalog.bytes_visible, copies,
-            balancer.placement.open_batches, balancer.garbage.count(), now - self._started,
+            len(balancer.placement.open_batches), balancer.garbage.count(), now - self._started,
             balancer.counters["names looked up"],
             [self._server_status(server, uploads, now) for server in servers], self._counters(),
             balancer.lookup.choices.recent(lambda number: balancer.members.by_number[number].name, now),
@@ -133,7 +133,7 @@ class Report:
         spared = balancer.garbage.spared.get(server.number, 0)
         notes = [server.ailing] if server.ailing else []
         notes += [f"keeps {spared} records that no catalog of this cluster explains"] if spared else []
-        to_move = balancer.repair.shortage.on_server(server.number) if server.draining else (0, 0)
+        to_move = balancer.maintenance.to_move(server)
         return ServerStatus(
             number=server.number,
             name=server.name,

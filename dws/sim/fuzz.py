@@ -132,7 +132,7 @@ def unrest(world: World) -> str:
     if any(len(service.replier) for service in world.balancer.services):
         return "the balancer owes answers"
     if balancer.placement.open_batches:
-        return f"{balancer.placement.open_batches} batches are open"
+        return f"{len(balancer.placement.open_batches)} batches are open"
     for server in world.servers:
         if len(server.service.replier):
             return f"{server.name} owes answers"

@@ -66,6 +66,33 @@ def test_a_drained_server_gets_no_new_pages(desk: Desk) -> None:
     assert "web-1" not in {desk.figure(job.server).name for job in desk.take_jobs(Copy)}
 
 
+def test_a_drained_server_is_not_empty_while_a_put_is_only_there(desk: Desk) -> None:
+    reserved = desk.reserve(1, page("/a"))
+    primary = reserved.primary.name
+    tell(desk, Drain(primary))
+    assert status_of(desk, primary).to_move == 1, "being staged there"
+    desk.store_on(desk.figures[primary], record("/a", reserved.version))
+    (job,) = desk.take_jobs(Copy)
+    assert (status_of(desk, primary).to_move, tell(desk, Drain(primary)).to_move) == (1, 1), "stored there"
+    desk.store_on(desk.figure(job.server), *job.message.records)
+    assert status_of(desk, primary).to_move == 1, "being decided, with one copy that will count"
+    desk.fsync()
+    assert desk.version("/a") and status_of(desk, primary).to_move == 1
+    assert copy_all(desk) == ["/a"] and not status_of(desk, primary).to_move
+
+
+def test_a_put_that_ends_or_is_elsewhere_holds_no_drain_up(desk: Desk) -> None:
+    reserved = desk.reserve(1, page("/a"), deadline_s=5.0)
+    primary = desk.figures[reserved.primary.name]
+    (other,) = [name for name in desk.figures if name != primary.name][:1]
+    tell(desk, Drain(other))
+    assert not status_of(desk, other).to_move
+    tell(desk, Resume(other))
+    tell(desk, Drain(primary.name))
+    desk.wait(6.0)
+    assert desk.outcome(1).state == "never" and not status_of(desk, primary.name).to_move
+
+
 def test_nothing_is_told_before_it_is_durable(desk: Desk) -> None:
     token = desk.ask(Drain("web-1"))
     assert token not in desk.answers and status_of(desk, "web-1").state == ALIVE

@@ -70,7 +70,7 @@ def test_reserve_sent_twice_is_one_batch(desk: Desk) -> None:
     again = desk.reserve(1, page("/a"))
     assert (again.version, again.primary) == (first.version, first.primary)
     assert desk.reserve(2, page("/a")).version != first.version
-    assert desk.balancer.placement.open_batches == 2
+    assert len(desk.balancer.placement.open_batches) == 2
 
 
 def test_reserve_after_the_decision_says_the_same_version(desk: Desk) -> None:
@@ -83,7 +83,7 @@ def test_reserve_after_the_decision_says_the_same_version(desk: Desk) -> None:
 def test_reserve_of_an_earlier_epoch_is_refused(desk: Desk) -> None:
     request = Reserve(batch_id(1), desk.epoch - 1, [page("/a")], 2, 30.0)
     assert desk.get(request).code == "stale"
-    assert desk.balancer.placement.open_batches == 0
+    assert len(desk.balancer.placement.open_batches) == 0
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_reserve_of_an_earlier_epoch_is_refused(desk: Desk) -> None:
 )
 def test_a_faulty_reserve_is_refused(desk: Desk, pages: list[PutPage], code: str) -> None:
     assert desk.reserve(1, *pages).code == code
-    assert desk.balancer.placement.open_batches == 0
+    assert len(desk.balancer.placement.open_batches) == 0
 
 
 def test_one_page_may_be_larger_than_a_batch() -> None:
