@@ -11,8 +11,10 @@ empty one. What must not: what is looked at, and what a store is.
 A kill is no fault: whoever is killed by others, however often, has its store looked
 through and goes on. A process that died of SIGSEGV, SIGBUS, SIGILL, SIGFPE or SIGABRT
 was ended by itself, and reading a damaged store is the likeliest reason: after
-two such deaths within a minute, or one in the child that looks, the store is set
-aside. What was on it is copied again from the other servers; it is said to nobody
+two such deaths in a row, the second within a minute of its start, or one in the
+child that looks, the store is set aside. The minute is one of the life's own: when
+it has lasted so long it forgets the death before it, so that no jump of the wall
+clock brings two deaths together. What was on it is copied again from the other servers; it is said to nobody
 that it is to be deleted anywhere.
 """
 
@@ -40,7 +42,7 @@ from dws.nodes.store_walk import Walked
 
 _log = logging.getLogger("dws.store")
 
-#: Two deaths by a fault signal within this time are the store's fault.
+#: A life that dies of a fault signal within this time, after one that did too: the store's fault.
 FAULTS_WITHIN_S: Final = 60.0
 #: Stores set aside in one directory; then somebody has to look.
 ASIDE_MAX: Final = 16
@@ -64,7 +66,8 @@ class StoreLife:
 
     1. Make one: takes the directory's lock, looks at how the last life ended, may set the store aside.
     2. `note_faults()`, and open the store with `lock`; `lost` are pages that were found damaged.
-    3. After a clean stop `end()`, else `let_go()`.
+    3. `tick(now)` now and then, `now` of the monotonic clock.
+    4. After a clean stop `end()`, else `let_go()`.
     """
 
     def __init__(self, path: Path, walk: Walk) -> None:
@@ -74,6 +77,8 @@ class StoreLife:
         """Why the store was set aside at this start; empty if it was not."""
         self.lost: list[tuple[str, int]] = []
         self._faults_file: IO[bytes] | None = None
+        self._fault_before: float | None = None
+        self._began = 0.0
         make_directory(path)
         self.lock = DirectoryLock(path)
         try:
@@ -87,21 +92,32 @@ class StoreLife:
         self._finish_setting_aside()
         last = self._last_life()
         died_at = self._died_of_a_fault() if last is not None else None
-        faults = _faults_before(last or {})
-        # A start that was killed after it had noted a death leaves that death's log: it is the same one.
-        if died_at is not None and died_at not in faults:
-            faults.append(died_at)
+        before = _fault_before(last or {})
         if not (self.path / STORE_NAME).exists():
             if any((self.path / "pages").glob("*/*")):
                 self._set_aside("there are files of pages, and no record of them")
         elif last is not None:
-            how = "was killed, or failed" if died_at is None else "died of a fault signal"
-            self._judge(faults, how, walk)
-        if self.set_aside:
-            faults = []
-        told = {"pid": os.getpid(), "began": time.time(), "faults": faults}
-        _write_whole(self.path / _LIFE, json.dumps(told) + "\n")
+            # A start that was killed after it had noted a death leaves that death's log: it is the same one.
+            again = died_at is not None and before is not None and died_at != before
+            self._judge("was killed, or failed" if died_at is None else "died of a fault signal", again, walk)
+        self._fault_before = None if self.set_aside else died_at
+        self._began = time.monotonic()
+        _write_whole(self.path / _LIFE, self._marker())
         (self.path / _FAULTS).unlink(missing_ok=True)
+
+    def _marker(self) -> str:
+        told = {"pid": os.getpid(), "began": time.time(), "fault_before": self._fault_before}
+        return json.dumps(told) + "\n"
+
+    def tick(self, now: float) -> None:
+        """A life that has lasted is not to be blamed for how the one before it ended."""
+        if self._fault_before is None or now - self._began < FAULTS_WITHIN_S:
+            return
+        self._fault_before = None
+        # Not synced, in the loop that serves: one that was cut off says as little of that death.
+        partial = self.path / f"{_LIFE}.new"
+        partial.write_text(self._marker(), "utf-8")
+        os.replace(partial, self.path / _LIFE)
 
     def note_faults(self) -> None:
         """From now until the end, should this process die of a fault signal, it leaves word of it."""
@@ -109,10 +125,11 @@ class StoreLife:
         self._faults_file = open(self.path / _FAULTS, "wb")  # noqa: SIM115
         faulthandler.enable(self._faults_file)
 
-    def _judge(self, faults: list[float], how: str, walk: Walk) -> None:
+    def _judge(self, how: str, again: bool, walk: Walk) -> None:
         """After an unclean stop: is the store fit to be served?"""
-        if len(faults) >= 2 and faults[-1] - faults[-2] <= FAULTS_WITHIN_S:
-            self._set_aside(f"the server died of a fault signal twice in {faults[-1] - faults[-2]:.0f} s")
+        if again:
+            within = f"the second time within {FAULTS_WITHIN_S:.0f} s of its start"
+            self._set_aside(f"the server died of a fault signal twice, {within}")
             return
         began = time.monotonic()
         walked = walk(self.path)
@@ -152,7 +169,7 @@ class StoreLife:
         return told if isinstance(told, dict) else {}
 
     def _died_of_a_fault(self) -> float | None:
-        """When the last life did, if it did."""
+        """The mark of such a death of the last life, if it was one: two marks differ, and say no more."""
         try:
             log = (self.path / _FAULTS).stat()
         except FileNotFoundError:
@@ -206,9 +223,10 @@ class StoreLife:
         sync_directory(target.parent)
 
 
-def _faults_before(last: dict[str, Any]) -> list[float]:
-    """When the life before the last one died of a fault signal, if the last one had heard of that."""
-    return [float(each) for each in last.get("faults", []) if isinstance(each, int | float)][-1:]
+def _fault_before(last: dict[str, Any]) -> float | None:
+    """The mark of the death by a fault that the last life followed, if it did and had not outlived it."""
+    mark = last.get("fault_before")
+    return float(mark) if isinstance(mark, int | float) else None
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -151,7 +151,7 @@ def _serve(settings: WebServerSettings, host: str, life: StoreLife) -> None:
     )
     store.damaged += [Dropped(name, version) for name, version in life.lost]
     try:
-        node = WebServerNode(settings, store, host)
+        node = WebServerNode(settings, store, host, life)
         node.server.counters["stores set aside"] += bool(life.set_aside)
         try:
             node.run()
@@ -176,10 +176,11 @@ def _machine(
 
 
 class WebServerNode:
-    def __init__(self, settings: WebServerSettings, store: LmdbPageStore, host: str) -> None:
+    def __init__(self, settings: WebServerSettings, store: LmdbPageStore, host: str, life: StoreLife) -> None:
         config = settings.config
         self._settings = settings
         self._store = store
+        self._life = life
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             pages = make_socket(self._context, zmq.ROUTER, frame_max_bytes=FRAME_MAX_BYTES)
@@ -397,6 +398,7 @@ class WebServerNode:
                 self._handle(Doubted([(each.name, each.version) for each in damaged]))
             if self._http is not None:
                 self._http.watch(now)
+            self._life.tick(now)
 
     def _wake_at(self) -> float:
         expiry = self._calls.requester.wake_at()
