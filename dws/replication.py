@@ -81,22 +81,28 @@ class Replication:
         return sum(self._members.by_number[number].live for number in entry.holders) >= copies
 
     def order_copies(self, batch: Batch, holders: list[int], decision: int, now: float) -> None:
-        """Have the copies made that are missing; orders to or from servers that died are replaced."""
+        """Have the copies made that are missing; orders to or from servers that died are replaced, and where
+        one is suspect another is asked as well: what comes first counts."""
         for number, source_number in list(batch.ordered.items()):
             if number in holders or not self.is_candidate(number) or source_number not in holders:
                 self.cancel(batch, number)
-        missing = batch.copies - len(holders) - len(batch.ordered)
+        slow = sum(not self._members.by_number[number].sure for number in batch.ordered)
+        missing = batch.copies - len(holders) - len(batch.ordered) + slow
         if not holders or missing <= 0:
             return
         source = self._members.by_number[holders[0]]
         resting = {number for number, until in batch.failed.items() if now < until}
         taken = {*holders, *batch.ordered, *resting}
         preferred = [number for number in batch.targets if self.is_candidate(number)]
-        backups = [number for number in preferred if number not in taken][:missing]
+        unasked = [number for number in preferred if number not in taken]
+        backups = [number for number in unasked if self._members.by_number[number].sure][:missing]
         if len(backups) < missing:
             spare = self.by_upload_load(self.candidates(batch.size_bytes))
             more = (number for number in spare if number not in taken and number not in preferred)
             backups += islice(more, missing - len(backups))
+        if len(backups) < missing - slow:
+            suspects = (number for number in unasked if number not in backups)
+            backups += islice(suspects, missing - slow - len(backups))
         for number in backups:
             batch.ordered[number] = source.number
             records = list(batch.records.values())

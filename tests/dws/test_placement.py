@@ -23,6 +23,7 @@ from dws.messages import (
     RemovePage,
     Reserve,
     Reserved,
+    Status,
 )
 from dws.names import epoch_of
 from tests.dws.desk import HASTY, Desk, Figure, Job, batch_id, page, record
@@ -246,6 +247,50 @@ def test_if_a_backup_dies_another_one_is_chosen(desk: Desk) -> None:
     desk.store_on(desk.figure(other.server), record("/a", reserved.version))
     desk.fsync()
     assert desk.version("/a") == reserved.version
+
+
+def fall_silent(desk: Desk, figure: Figure) -> None:
+    """Long enough to be suspect, and not dead."""
+    desk.silent.add(figure.name)
+    desk.wait(HASTY.suspect_s + 0.2)
+    assert figure.no not in [
+        server.number for server in desk.get(Status()).servers if server.state == "alive"
+    ]
+
+
+def test_a_put_does_not_wait_for_a_backup_that_hangs(desk: Desk) -> None:
+    reserved, primary, job = staged(desk, 1, "/a")
+    fall_silent(desk, desk.figure(job.server))
+    (other,) = desk.take_jobs(Copy)
+    assert other.server not in (primary.no, job.server)
+    desk.store_on(desk.figure(other.server), record("/a", reserved.version))
+    desk.fsync()
+    assert desk.version("/a") == reserved.version
+
+
+def test_a_backup_that_hung_may_still_be_the_first(desk: Desk) -> None:
+    """What it was ordered stands; and one copy too many is ordered, no more."""
+    reserved, _, job = staged(desk, 1, "/a")
+    fall_silent(desk, desk.figure(job.server))
+    assert len(desk.take_jobs(Copy)) == 1
+    desk.silent.clear()
+    desk.wait(0.5)
+    assert not desk.take_jobs(Copy)
+    desk.store_on(desk.figure(job.server), record("/a", reserved.version))
+    desk.fsync()
+    assert desk.version("/a") == reserved.version and desk.balancer.orders.open_orders() == 0
+
+
+def test_where_nobody_else_is_a_backup_that_hangs_is_asked_once() -> None:
+    desk = Desk("web-1", "web-2")
+    reserved = desk.reserve(1, page("/a"))
+    primary = primary_of(desk, reserved)
+    (backup,) = [figure for figure in desk.figures.values() if figure is not primary]
+    fall_silent(desk, backup)
+    desk.store_on(primary, record("/a", reserved.version))
+    assert [job.server for job in desk.take_jobs(Copy)] == [backup.no]
+    desk.wait(0.5)
+    assert not desk.take_jobs(Copy)
 
 
 def test_if_a_backup_cannot_copy_another_one_is_chosen(desk: Desk) -> None:
