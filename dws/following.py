@@ -70,7 +70,7 @@ class Following:
             self._endpoints.http, identity.cluster, identity.start_epoch, identity.start_nonce,
             identity.decision, self._store.number, pages, bytes_stored, bytes_free,
         )  # fmt: skip
-        return [Report(hello, ("hello", identity.start_nonce), REPORT_TIMEOUT_S)]
+        return [Report(hello, ("hello", self.epoch, identity.start_nonce), REPORT_TIMEOUT_S)]
 
     def http_up(self, endpoint: str, now: float) -> Effects:
         """The HTTP endpoint can be reached there; or, if empty, no longer."""
@@ -79,8 +79,10 @@ class Following:
 
     def answered(self, tag: tuple[Any, ...], message: Any, now: float) -> Effects:
         what, *details = tag
+        if details[:1] != [self.epoch]:
+            return []  # late: of a balancer that was followed before
         if what == "hello":
-            return self._welcomed(message, details[0], now)
+            return self._welcomed(message, details[1], now)
         if what == "stored" and isinstance(message, Applied):
             self._feed.answered(message.number, now)
             self.hello_at = min(self.hello_at, now + _HELLO_CHANGED_S)
@@ -90,7 +92,10 @@ class Following:
             self.hello_at = min(self.hello_at, now + _REPORT_PAUSE_S)
         return []
 
-    def unanswered(self, what: str, now: float) -> Effects:
+    def unanswered(self, tag: tuple[Any, ...], now: float) -> Effects:
+        what, *details = tag
+        if details[:1] != [self.epoch]:
+            return []
         if what == "stored":
             self._feed.unanswered(now)
         if what == "hello" and not self.epoch and self._refusal != _SILENT:
@@ -168,7 +173,7 @@ class Following:
                 changes = changes[:count]
                 break
         stored = Stored(self._store.identity.incarnation, changes)
-        return [Report(stored, ("stored",), REPORT_TIMEOUT_S)]
+        return [Report(stored, ("stored", self.epoch), REPORT_TIMEOUT_S)]
 
 
 def _refusal_in(error: Error) -> str:

@@ -346,7 +346,7 @@ class WebServer:
         return self._following.answered(event.tag, event.message, now)
 
     def _report_unanswered(self, event: ReportUnanswered, now: float) -> Effects:
-        return self._following.unanswered(event.tag[0], now)
+        return self._following.unanswered(event.tag, now)
 
     def _balancer_up(self, event: BalancerUp, now: float) -> Effects:
         return self._following.hello(now)

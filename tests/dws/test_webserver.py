@@ -330,6 +330,32 @@ def test_an_epoch_does_not_begin_if_its_start_could_not_be_written() -> None:
     assert bench.server.epoch == EPOCH
 
 
+def test_what_a_balancer_before_answers_late_counts_for_nothing(bench: Bench) -> None:
+    version = bench.put(b"page")
+    late = bench.report(Stored)
+    bench.follow(epoch=EPOCH + 1)
+    bench.happen(JobCame(Drop(NONCE, 12, [Dropped("/0", version)])))
+    bench.write()
+    bench.wait(0.1)
+    again = bench.report(Stored)
+    bench.happen(ReportAnswered(late.tag, Applied(bench.store.number)))
+    bench.happen(ReportUnanswered(late.tag))
+    bench.wait(1.0)
+    assert not [each for each in bench.reports if isinstance(each.message, Stored)], "one at a time"
+    bench.happen(ReportAnswered(again.tag, Applied(-1)))
+    bench.wait(1.0)
+    assert bench.report(Stored).message.changes == again.message.changes, "this one has not applied it"
+
+
+def test_a_late_welcome_of_the_balancer_before_is_no_reason_to_complain(bench: Bench) -> None:
+    bench.hello()
+    late = bench.report(Hello)
+    bench.follow(epoch=EPOCH + 1)
+    bench.log.clear()
+    bench.happen(ReportAnswered(late.tag, welcome()))
+    assert not bench.log and not bench.to_write
+
+
 def test_two_welcomes_are_one_epoch(bench: Bench) -> None:
     bench.happen(BalancerUp())
     bench.happen(BalancerUp())
