@@ -93,7 +93,7 @@ def _play(
             _rounds(options, fault, stage, report)
         finally:
             workload.stop()
-        report.requests = len(workload.done)
+        report.requests = workload.requests
         report.requests_s = report.requests / (workload.now() - began)
         say("the load has ended; reading every page back from every holder")
         _settle(stage, report)

@@ -130,10 +130,10 @@ def _look(endpoint: str, workload: Workload, found: ReadBack, copies: int) -> No
         lost = [name for name in workload.initial if name not in there]
         found.problems += [f"{name}: lost, though its put was acknowledged" for name in lost[:_PROBLEMS_KEPT]]
         # These go into the history: what is visible now must be what somebody put last.
+        workload.mark()
         for name in changing:
             workload.get(client, [name], random.Random(), "read-back")
-    failed = [each.error for each in workload.done[-len(changing) :] if each.error]
-    found.problems += [f"reading back failed: {error}" for error in failed]
+    found.problems += [f"reading back failed: {error}" for error in workload.mark().errors]
     reader = Reader(endpoint)
     try:
         _compare(reader, [name for name in names if name in there], workload, found, copies)

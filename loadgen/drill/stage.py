@@ -15,7 +15,7 @@ from dws.messages import ClusterStatus
 from loadgen.drill.cluster import DrillCluster
 from loadgen.drill.report import Copies, Goal, Round
 from loadgen.drill.watch import NotObserved, Watch, server_of, state_of
-from loadgen.drill.workload import READ, WRITE, Workload
+from loadgen.drill.workload import LARGE, READ, WRITE, Workload
 
 #: Time for what must follow, on a slow machine: more than any figure that is wanted.
 WITHIN_S: Final = 60.0
@@ -58,6 +58,7 @@ class Stage:
         self.round = Round(number)
         self.await_requests("before the fault")
         self._first_struck = self._struck = self.workload.now()
+        self.workload.mark()
 
     def strike(self, what: str) -> None:
         """The fault comes now. Of several in one round clients' figures are of all, times of the last."""
@@ -66,26 +67,20 @@ class Stage:
         self.say(f"round {self.round.number}: {what}")
         if not self.round.what:
             self._first_struck = self.workload.now()
+            self.workload.mark()
         self.round.what += f", then {what}" if self.round.what else what
         self._struck = self.workload.now()
 
     def end(self) -> Round:
         """Take the figures of what clients saw since the fault."""
-        found, until = self.round, self.workload.now()
-        done = self.workload.since(self._first_struck, until)
-        found.requests = len(done)
-        for each in done:
-            if each.kind == WRITE:
-                found.slowest_write_s = max(found.slowest_write_s, each.took_s)
-                found.failed_writes += bool(each.error)
-            elif each.kind == READ:
-                found.slowest_read_s = max(found.slowest_read_s, each.took_s)
-                found.failed_reads += bool(each.error)
-            else:
-                found.slowest_download_s = max(found.slowest_download_s, each.took_s)
-                found.failed_reads += bool(each.error)
-        failed = [each for each in done if each.error]
-        found.errors = [f"{each.kind} after {each.took_s:.2f} s: {each.error}" for each in failed[:20]]
+        found, seen = self.round, self.workload.mark()
+        found.requests = seen.requests
+        found.slowest_write_s = seen.slowest_s.get(WRITE, 0.0)
+        found.slowest_read_s = seen.slowest_s.get(READ, 0.0)
+        found.slowest_download_s = seen.slowest_s.get(LARGE, 0.0)
+        found.failed_writes = seen.failed[WRITE]
+        found.failed_reads = seen.failed[READ] + seen.failed[LARGE]
+        found.errors = seen.errors
         changes = [each for each in self.watch.copies if each.at_s >= self._first_struck]
         found.copies = [
             Copies(each.at_s - self._first_struck, each.none, each.one, each.two, each.more)
@@ -119,11 +114,9 @@ class Stage:
 
     def await_requests(self, when: str, count: int = _PROGRESS) -> None:
         """The load goes on: so many requests more are answered."""
-        wanted = self._answered() + count
-        self.watch.until(lambda _: self._answered() >= wanted, f"requests answered {when}", WITHIN_S)
-
-    def _answered(self) -> int:
-        return sum(1 for each in list(self.workload.done) if not each.error)
+        load = self.workload
+        wanted = load.answered + count
+        self.watch.until(lambda _: load.answered >= wanted, f"requests answered {when}", WITHIN_S)
 
     def await_time(self, seconds: float) -> None:
         """So long."""

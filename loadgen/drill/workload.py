@@ -11,9 +11,11 @@ and a large one, which one thread downloads again and again.
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 import dws
@@ -35,6 +37,9 @@ _PRELOAD_BATCH_BYTES: Final = 8 * MIB
 _SIZES: Final = (40, 700, 4_000, 30_000, 300_000)
 #: Between two downloads of the large page.
 _REST_S: Final = 0.2
+#: Operations that a history has at the most; after them the load reads steady pages alone.
+HISTORY_MAX: Final = 500_000
+_ERRORS_KEPT: Final = 20
 #: What threads rest after a failure, so that a cluster that refuses at once is not flooded.
 _AFTER_FAILURE_S: Final = 0.05
 
@@ -57,17 +62,22 @@ class Shape(Struct, frozen=True, kw_only=True):
     timeout_s: float = 30.0
 
 
-class Done(Struct, frozen=True):
-    """One request, at the end of it. Times in seconds since the workload was made."""
+class Tally(Struct):
+    """Requests that ended since a moment, by kind."""
 
-    kind: str
-    began_s: float
-    ended_s: float
-    error: str = ""
+    requests: int = 0
+    failed: Counter[str] = msgspec.field(default_factory=Counter)
+    slowest_s: dict[str, float] = {}
+    errors: list[str] = []
+    """The first of them."""
 
-    @property
-    def took_s(self) -> float:
-        return self.ended_s - self.began_s
+    def add(self, kind: str, took_s: float, error: str) -> None:
+        self.requests += 1
+        self.slowest_s[kind] = max(took_s, self.slowest_s.get(kind, 0.0))
+        if error:
+            self.failed[kind] += 1
+            if len(self.errors) < _ERRORS_KEPT:
+                self.errors.append(f"{kind} after {took_s:.2f} s: {error}")
 
 
 class Workload:
@@ -75,7 +85,10 @@ class Workload:
 
     def __init__(self, endpoint: str, shape: Shape, seed: int) -> None:
         self.shape = shape
-        self.done: list[Done] = []
+        self.requests = self.answered = 0
+        """So far; with an answer that was to be expected."""
+        self.tally = Tally()
+        """Since the last `mark`."""
         self.history: list[Operation] = []
         self.initial: dict[str, int] = {}
         """Steady and large pages, with the number of the put that stored them."""
@@ -131,7 +144,7 @@ class Workload:
             raise self.failure
 
     def now(self) -> float:
-        """Seconds since the workload was made: the clock of `done` and `history`."""
+        """Seconds since the workload was made: the clock of `history`."""
         return time.monotonic() - self._began
 
     def _run(self, job: Callable[[dws.Client, random.Random, int], None], seed: int, number: int) -> None:
@@ -144,8 +157,12 @@ class Workload:
             self.failure = failure
 
     def _request(self, client: dws.Client, rng: random.Random, thread: int) -> None:
-        if rng.random() < 0.6 and self.shape.pages:
+        is_full = len(self.history) >= HISTORY_MAX
+        if (rng.random() < 0.6 or is_full) and self.shape.pages:
             self._read_steady(client, rng)
+            return
+        if is_full:
+            self._stop.wait(_REST_S)
             return
         families = self.families if self.shape.shared else self.families[thread :: self.shape.threads]
         index = rng.randrange(len(families))
@@ -261,7 +278,10 @@ class Workload:
         except DwsError as failed:
             error = failed
         text = "" if error is None or (expected and isinstance(error, expected)) else repr(error)
-        self.done.append(Done(kind, began, self.now(), text))
+        with self._guard:
+            self.requests += 1
+            self.answered += not text
+            self.tally.add(kind, self.now() - began, text)
         if text:
             self._stop.wait(_AFTER_FAILURE_S)
         return error
@@ -273,7 +293,8 @@ class Workload:
 
     # -- what came of it ---------------------------------------------------------------------------
 
-    def since(self, began_s: float, until_s: float | None = None) -> list[Done]:
-        """Requests that ended in this time."""
-        until = self.now() if until_s is None else until_s
-        return [each for each in list(self.done) if began_s <= each.ended_s <= until]
+    def mark(self) -> Tally:
+        """The tally since the last mark; from now on there is a new one."""
+        with self._guard:
+            ended, self.tally = self.tally, Tally()
+        return ended

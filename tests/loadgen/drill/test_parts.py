@@ -23,7 +23,7 @@ from loadgen.drill.disks import StalledDisk, damage
 from loadgen.drill.drill import DrillOptions
 from loadgen.drill.faults import FAULTS
 from loadgen.drill.report import Copies, DrillReport, Goal, ReadBack, Round, round_text, to_json, to_text
-from loadgen.drill.workload import READ, WRITE, Done, Shape, Workload
+from loadgen.drill.workload import READ, WRITE, Shape, Workload
 
 # Pages
 
@@ -108,7 +108,7 @@ def test_what_clients_saw_is_recorded(load: tuple[Workload, Any]) -> None:
     assert (last(made).outcome, last(made).unlike) == ("failed", {"/x": 0})
     made._write("remove", client, ["/x"], rng, "c", absent=False)
     assert (last(made).outcome, last(made).writes) == ("ok", {"/x": 0})
-    assert not [done for done in made.done if done.error]
+    assert not made.tally.failed
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_failed_is_told_apart(error: Exception, shared: bool, outcome: str)
     client.error = error
     made._write("put", client, ["/x"], random.Random(1), "c", absent=False)  # type: ignore[arg-type]
     assert last(made).outcome == outcome
-    assert [(done.kind, bool(done.error)) for done in made.done] == [(WRITE, True)]
+    assert (made.tally.requests, dict(made.tally.failed)) == (1, {WRITE: 1})
 
 
 def test_a_failed_get_is_counted_and_says_nothing_of_the_page(load: tuple[Workload, Any]) -> None:
@@ -132,7 +132,27 @@ def test_a_failed_get_is_counted_and_says_nothing_of_the_page(load: tuple[Worklo
     client.error = errors.Unavailable("x")
     made.get(client, ["/x"], random.Random(1), "c")
     assert not made.history
-    assert [(done.kind, bool(done.error)) for done in made.done] == [(READ, True)]
+    assert (made.requests, made.answered, dict(made.tally.failed)) == (1, 0, {READ: 1})
+
+
+def test_what_is_kept_of_a_load_does_not_grow_with_it(
+    load: tuple[Workload, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload, "HISTORY_MAX", 30)
+    made, client = load
+    steady = [f"/drill/steady/{number:06d}" for number in range(made.shape.pages)]
+    client.pages = {name: body(name, 1, 40) for name in steady}
+    made.initial = dict.fromkeys(steady, 1)
+    rng = random.Random(1)
+    for _ in range(300):
+        made._request(client, rng, 0)
+    assert (made.requests, made.answered, len(made.history)) == (300, 300, 30)
+    for _ in range(100):
+        client.error = errors.Unavailable("x")
+        made._request(client, rng, 0)
+    ended = made.mark()
+    assert (ended.requests, ended.failed[READ], len(ended.errors)) == (400, 100, 20)
+    assert made.tally.requests == 0 and made.answered == 300
 
 
 def test_wrong_bytes_are_told(load: tuple[Workload, Any]) -> None:
@@ -185,10 +205,6 @@ def test_copies_over_time_are_those_of_the_worst_round() -> None:
     worst = Round(2, "worst", copies=[Copies(0, 0, 0, 9, 0), Copies(1, 0, 5, 4, 0), Copies(2, 0, 0, 9, 0)])
     text = to_text(report(calm, worst))
     assert "round 2: worst" in text and "+1.00 s" in text
-
-
-def test_done_says_how_long_it_took() -> None:
-    assert Done(READ, 1.0, 1.5).took_s == 0.5
 
 
 def test_a_cluster_that_cannot_be_read_back_fails_the_drill(monkeypatch: pytest.MonkeyPatch) -> None:
