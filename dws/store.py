@@ -11,7 +11,7 @@ never wait for an fsync; one writer thread calls `commit`; one checker thread re
 pages back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -137,6 +137,9 @@ class PageStore(Protocol):
 
     def get(self, name: str, version: int) -> bytes | None:
         """The whole page, up to GET_MAX_BYTES, copied out; None if not held."""
+
+    def get_each(self, pages: Iterable[tuple[str, int]]) -> Iterator[bytes | None]:
+        """What `get` returns of each, read as it is asked for, all of one moment. What is raised ends it."""
 
     def read(self, name: str, version: int, offset: int, length: int) -> bytes | None:
         """Up to `length` bytes from `offset`, short only at the end of the page; None if not held."""

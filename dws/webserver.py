@@ -193,13 +193,13 @@ class WebServer:
 
     def fetch(self, request: Fetch) -> tuple[Fetched, bytes]:
         """Whole small pages, as many as one reply may carry."""
-        get, visit = self.store.get, self.book.visit
+        each, visit = self.store.get_each(request.pages), self.book.visit
         pages: list[bytes] = []
         sizes: list[int] = []
         room = FETCH_MAX_BYTES
-        for name, version in request.pages:
+        for name, _ in request.pages:
             try:
-                page = get(name, version) if room > 0 else b""
+                page = next(each) if room > 0 else b""
             except OverBound:
                 sizes.append(NO_ROOM)
                 room = 0

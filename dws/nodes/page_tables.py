@@ -20,6 +20,7 @@ batches higher ones, so a transaction writes neighbouring leaves, not one leaf
 a page (half as much again in puts a second once there are many pages).
 """
 
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import lmdb
@@ -32,6 +33,8 @@ from dws.names import page_key
 from dws.store import Identity
 
 FORMAT: Final = b"1"
+#: Keys that are remembered, a few hundred bytes each.
+_KEYS_MAX: Final = 16_384
 
 
 class State(Struct, frozen=True, array_like=True):
@@ -80,7 +83,9 @@ def find_tables(environment: lmdb.Environment) -> Tables:
     return tables
 
 
+@lru_cache(_KEYS_MAX)
 def record_key(name: str, version: int) -> bytes:
+    """Remembered: to hash a name costs as much as to read its page."""
     return page_key(name) + version.to_bytes(8, "big")
 
 

@@ -8,7 +8,7 @@ keeps what chance has it: of a page store its first operations, any number, each
 catalog all or nothing. Staged bytes end with the process. Disks can be full, slow, and rot.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from random import Random
 from typing import Final
@@ -100,16 +100,16 @@ class PageDisk:
     # -- reading ---------------------------------------------------------------------
 
     def get(self, name: str, version: int) -> bytes | None:
-        held = self.held.get((name, version))
-        return held.data if held else None
+        return held.data if (held := self.held.get((name, version))) else None
+
+    def get_each(self, pages: Iterable[tuple[str, int]]) -> Iterator[bytes | None]:
+        return (self.get(name, version) for name, version in pages)
 
     def read(self, name: str, version: int, offset: int, length: int) -> bytes | None:
-        held = self.held.get((name, version))
-        return held.data[offset : offset + length] if held else None
+        return held.data[offset : offset + length] if (held := self.held.get((name, version))) else None
 
     def record(self, name: str, version: int) -> Record | None:
-        held = self.held.get((name, version))
-        return held.record if held else None
+        return held.record if (held := self.held.get((name, version))) else None
 
     def digest_list(self, name: str, version: int) -> bytes | None:
         held = self.held.get((name, version))

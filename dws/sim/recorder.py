@@ -236,3 +236,6 @@ class _ReadStore:
         value = self._store.number
         self._recorder.note_steady("number", value)
         return value
+
+    def get_each(self, pages: Iterable[tuple[str, int]]) -> Iterator[bytes | None]:
+        return self._store.get_each(pages)

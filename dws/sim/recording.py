@@ -180,7 +180,8 @@ def _reads(store: Any, names: Iterable[str]) -> dict[str, Callable[[bytes], Any]
     return decoders
 
 
-_NO_READS: Final = ("commit", "close")
+#: Nor those of the data plane, which no event leads to.
+_NO_READS: Final = ("commit", "close", "get_each")
 PAGE_STORE_NAMES: Final = tuple(
     name for name in vars(PageStore) if not name.startswith("_") and name not in _NO_READS
 )

@@ -1293,6 +1293,9 @@ class Shelf:
             raise OverBound("too large at once")
         return {"/small": b"s", "/4 MiB": bytes(4 << 20)}.get(name)
 
+    def get_each(self, pages: list[tuple[str, int]]) -> Iterator[bytes | None]:
+        return (self.get(*page) for page in pages)
+
 
 def shelf_server() -> tuple[WebServer, Shelf]:
     shelf: Any = Shelf()

@@ -279,6 +279,23 @@ def test_versions_of_a_page_lie_side_by_side(store: LmdbPageStore) -> None:
     assert store.get("/page", 1 << 63) == content("/page", 1 << 63, 7)
 
 
+def test_pages_are_got_at_once_as_one_by_one_each_when_it_is_asked_for(store: LmdbPageStore) -> None:
+    for version, size in enumerate((0, 7, INLINE, INLINE + 1, 3 * CHUNK), 1):
+        put(store, "/page", version, size)
+    wanted = [("/page", version) for version in (5, 1, 9, 4, 2, 3, 2)]
+    assert list(store.get_each(wanted)) == [store.get(*each) for each in wanted]
+    asked: list[int] = []
+
+    def asking() -> Iterator[tuple[str, int]]:
+        for version in (1, 2, 3):
+            asked.append(version)
+            yield "/page", version
+
+    pages = store.get_each(asking())
+    assert next(pages) == b""
+    assert asked == [1], "what is not wanted is not read"
+
+
 def test_get_has_a_bound(store: LmdbPageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_reader, "GET_MAX_BYTES", CHUNK)
     put(store, "/page", 1, CHUNK + 1)
