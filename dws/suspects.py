@@ -95,6 +95,8 @@ class Suspects:
         return jobs
 
     def wake_at(self) -> float | None:
+        if not self._all:
+            return None
         waiting = [each.again_at for each in self._all.values() if each.state != GOING]
         return min(waiting, default=None)
 

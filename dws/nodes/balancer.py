@@ -13,6 +13,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,13 +202,15 @@ class BalancerNode:
             self._context.destroy(0)
             raise
         self.endpoint = f"tcp://{host}:{port}"
+        self._reactor = Reactor(self._wake_at, self._on_round)
+        used = self._reactor.used
         self._services = (
-            Service(clients, Replier(cluster), self._client_asked, self._refuse_client),
-            Service(servers, Replier(cluster), self._server_asked, self._refuse_server),
+            Service(clients, Replier(cluster), self._client_asked, self._refuse_client, used),
+            Service(servers, Replier(cluster), self._server_asked, self._refuse_server, used),
         )
         requester: Requester[Any] = Requester(random.getrandbits(63), cluster)
         self._calls: Calls[Any] = Calls(
-            self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES
+            self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES, used=used
         )
         self.counters: dict[str, Mapping[str, int]] = {
             "clients": self._services[_CLIENTS].counters,
@@ -219,14 +222,13 @@ class BalancerNode:
         """What the sockets counted, for reports."""
         self._links: dict[int, _Link] = {}
         self._writer: Writer[Decision, int] = Writer(
-            self._context, "dws-writer", commit, {"decisions": (1, _QUEUE_DECISIONS)}, _BATCH_DECISIONS
-        )
-        self._reactor = Reactor(self._wake_at, self._on_round)
-        # Beats first: they are drained before any silence is judged.
-        self._reactor.add(self._beats, self._drain_beats, config.round_beats)
-        self._reactor.add(servers, self._services[_SERVERS].drain, config.round_servers)
-        self._reactor.add(self._writer.socket, self._drain_writer, 1)
-        self._reactor.add(clients, self._services[_CLIENTS].drain, config.round_clients)
+            self._context, "dws-writer", commit, {"decisions": (1, _QUEUE_DECISIONS)}, _BATCH_DECISIONS,
+            used,
+        )  # fmt: skip
+        self._reactor.add(self._beats, self._drain_beats, config.round_beats, is_told=True)
+        self._reactor.add(servers, self._services[_SERVERS].drain, config.round_servers, is_told=True)
+        self._reactor.add(self._writer.socket, self._drain_writer, 1, is_told=True)
+        self._reactor.add(clients, self._services[_CLIENTS].drain, config.round_clients, is_told=True)
         self._perform_by: dict[type[Any], Callable[[Any], None]] = {
             Answer: self._do_answer,
             Push: self._do_push,
@@ -357,7 +359,9 @@ class BalancerNode:
         for _, tag in self._calls.requester.expire(now):
             self._handle(Unanswered(tag))
         if now >= self.machine.wake_at():
+            # Before any silence is judged.
             self._drain_beats(self._settings.config.round_beats)
+            self._reactor.used(self._beats)
             self._handle(Tick())
 
     def _wake_at(self) -> float:
@@ -421,7 +425,7 @@ class BalancerNode:
             push.close(0)
             raise
         self._links[effect.server] = _Link(push, monitor, effect.pages_endpoint)
-        self._reactor.add(monitor.socket, lambda limit: self._drain_monitor(effect.server), 1)
+        self._reactor.add(monitor.socket, lambda _: self._drain_monitor(effect.server), 1, is_told=True)
 
     def _unlink(self, number: int) -> None:
         link = self._links.pop(number, None)
@@ -433,6 +437,7 @@ class BalancerNode:
 
     def _socket_changed(self, socket: "zmq.Socket[bytes]", added: bool) -> None:
         if added:
-            self._reactor.add(socket, lambda limit: self._drain_calls(socket, limit), _ROUND_ANSWERS)
+            drain = partial(self._drain_calls, socket)
+            self._reactor.add(socket, drain, _ROUND_ANSWERS, is_told=True)
         else:
             self._reactor.remove(socket)

@@ -13,6 +13,7 @@ import zmq
 
 from patterns.request_reply import HEADER_BYTES, Requester, request_id_of
 from patterns.zeromq.calls import Calls
+from patterns.zeromq.readiness import nobody_to_tell
 
 Tag = TypeVar("Tag")
 
@@ -72,10 +73,11 @@ class ObservedCalls(Calls[Tag]):
         on_socket: Callable[["zmq.Socket[bytes]", bool], None],
         *,
         frame_max_bytes: int,
+        used: "Callable[[zmq.Socket[bytes]], None]" = nobody_to_tell,
     ) -> None:
         self._observer = observer
         self._awaited: _Awaited[Tag] = _Awaited(first_id, observer, learn_realm=True)
-        super().__init__(context, self._awaited, on_socket, frame_max_bytes=frame_max_bytes)
+        super().__init__(context, self._awaited, on_socket, frame_max_bytes=frame_max_bytes, used=used)
 
     def call(
         self, endpoint: str, body: bytes, tag: Tag, deadline: float, data: "bytes | memoryview | None" = None

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import zmq
@@ -22,6 +23,8 @@ from dws.nodes.observed import ObservedCalls, Observer
 from dws.upload import PutBatch
 from patterns.request_reply import Requester
 from patterns.zeromq.calls import Calls
+from patterns.zeromq.readiness import Readiness
+from patterns.zeromq.sockets import is_readable
 
 _LONGEST_WAIT_S = 0.5
 #: Replies taken from one socket before the loop's caller may use what they brought.
@@ -43,17 +46,21 @@ class Runner:
         self._thread = threading.get_ident()
         self._owns_context = context is None
         self._context = context or zmq.Context()
-        self._poller = zmq.Poller()
+        self._readiness = Readiness()
         self._calls = self._make_calls(rng.getrandbits(63), observer)
         self._running: set[Operation] = set()
+        self._tick_at = inf
+        """No running operation wants a tick before."""
         self._closed = False
 
     def _make_calls(self, first_id: int, observer: Observer | None) -> Calls[tuple[Operation, Any]]:
-        context, told = self._context, self._socket_changed
+        context, told, used = self._context, self._socket_changed, self._readiness.used
         if observer is not None:
-            return ObservedCalls(observer, context, first_id, told, frame_max_bytes=FRAME_MAX_BYTES)
+            return ObservedCalls(
+                observer, context, first_id, told, frame_max_bytes=FRAME_MAX_BYTES, used=used
+            )
         requester: Requester[tuple[Operation, Any]] = Requester(first_id, learn_realm=True)
-        return Calls(context, requester, told, frame_max_bytes=FRAME_MAX_BYTES)
+        return Calls(context, requester, told, frame_max_bytes=FRAME_MAX_BYTES, used=used)
 
     def __contains__(self, operation: Operation) -> bool:
         return operation in self._running
@@ -87,29 +94,30 @@ class Runner:
         now = time.monotonic()
         operation.began = now
         self._running.add(operation)
-        self._send(operation, operation.start(now))
+        self._go_on(operation, operation.start(now))
 
     def pump(self) -> None:
         """Wait for something to happen, and let all running operations know."""
         now = time.monotonic()
-        wake_at = now + _LONGEST_WAIT_S
-        for operation in self._running:
-            wake_at = min(wake_at, operation.wake_at())
+        wake_at = min(now + _LONGEST_WAIT_S, self._tick_at)
         expiry = self._calls.requester.wake_at()
         if expiry is not None:
             wake_at = min(wake_at, expiry)
         is_drained = True
-        for socket, _ in self._poller.poll(max(0, int((wake_at - now) * 1000 + 0.999))):
+        for socket in self._readiness.wait(max(0.0, wake_at - now)):
             is_drained &= self._receive(socket)
         now = time.monotonic()
         # Replies first, then silence: what waits in a queue is no silence.
         for _, (operation, tag) in self._calls.requester.expire(now) if is_drained else ():
             if operation in self._running:
-                self._send(operation, operation.unanswered(tag, now))
+                self._go_on(operation, operation.unanswered(tag, now))
+        if now >= self._tick_at:
+            self._tick_all()
+
+    def _tick_all(self) -> None:
+        self._tick_at = inf
         for operation in list(self._running):
-            self._send(operation, operation.tick(now))
-            if operation.finished:
-                self._running.discard(operation)
+            self._go_on(operation, [])
 
     def _receive(self, socket: Any) -> bool:
         """Take some replies; whether none is left. Each may ask for more, which may be here as soon: so
@@ -119,17 +127,33 @@ class Runner:
             if received is None:
                 return True
             (operation, tag), body, frame = received
-            if operation not in self._running:
-                continue
-            data = frame.buffer if frame is not None else b""
-            now = time.monotonic()
-            try:
-                message = messages.decode_reply(body)
-            except messages.MalformedMessage:
-                self._send(operation, operation.unanswered(tag, now))
-                continue
-            self._send(operation, operation.answered(tag, message, data, now))
+            if operation in self._running:
+                data = frame.buffer if frame is not None else b""
+                now = time.monotonic()
+                try:
+                    message = messages.decode_reply(body)
+                except messages.MalformedMessage:
+                    self._go_on(operation, operation.unanswered(tag, now))
+                else:
+                    self._go_on(operation, operation.answered(tag, message, data, now))
+            if not is_readable(socket):
+                self._readiness.seen_empty(socket)
+                return True
+        self._readiness.used(socket)
         return False
+
+    def _go_on(self, operation: Operation, sends: Sequence[Send]) -> None:
+        """Send what it wants sent, and let it know the time after that: to read what is sent may take long.
+        The others need not know before they want to."""
+        if sends:
+            self._send(operation, sends)
+        if not operation.finished:
+            late_sends = operation.tick(time.monotonic())
+            if late_sends:
+                self._send(operation, late_sends)
+            self._tick_at = min(self._tick_at, operation.wake_at())
+        if operation.finished:
+            self._running.discard(operation)
 
     def _send(self, operation: Operation, sends: Sequence[Send]) -> None:
         now = time.monotonic()
@@ -166,6 +190,6 @@ class Runner:
 
     def _socket_changed(self, socket: Any, added: bool) -> None:
         if added:
-            self._poller.register(socket, zmq.POLLIN)
+            self._readiness.add(socket, is_told=True)
         else:
-            self._poller.unregister(socket)
+            self._readiness.remove(socket)

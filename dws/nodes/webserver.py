@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,13 +196,16 @@ class WebServerNode:
             self._context.destroy(0)
             raise
         self._handle_in = (self._recorder or self.server).handle
+        self._machine_wake_at, self._wake_known = 0.0, False
         identity = store.identity
         realm = identity.cluster or NO_REALM
-        self._service = Service(pages, Replier(realm), self._page_asked, self._refuse)
+        self._reactor = Reactor(self._wake_at, self._on_round)
+        used = self._reactor.used
+        self._service = Service(pages, Replier(realm), self._page_asked, self._refuse, used)
         self._beater = Beater(realm, identity.server, identity.incarnation)
         requester: Requester[Any] = Requester(random.getrandbits(63), realm)
         self._calls: Calls[Any] = Calls(
-            self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES
+            self._context, requester, self._socket_changed, frame_max_bytes=FRAME_MAX_BYTES, used=used
         )
         self.server.counted_elsewhere = {
             "pages": self._service.counters,
@@ -222,20 +226,23 @@ class WebServerNode:
                 "drop": (1 << 20, 1 << 20),
             },
             _BATCH_BYTES,
+            used,
         )
         # The machine hands over one of each kind at a time, each a few milliseconds of work.
         kinds = dict.fromkeys(("asked", "scrub", "probe"), (1, 1))
         self._checker: Writer[Inspect, list[int]] = Writer(
-            self._context, "dws-checker", self._check, kinds, batch_bytes=1
+            self._context, "dws-checker", self._check, kinds, 1, used
         )
         self._balancer = with_offset(settings.balancer, SERVERS_OFFSET)
-        self._reactor = Reactor(self._wake_at, self._on_round)
-        self._reactor.add(pages, self._drain_pages, _ROUND_PAGES)
-        self._reactor.add(self._jobs, self._drain_jobs, _ROUND_JOBS)
-        self._reactor.add(self._writer.socket, self._drain_writer, 1)
-        self._reactor.add(self._checker.socket, self._drain_checker, 1)
         self._monitor = Monitor(self._calls.link(self._balancer))
-        self._reactor.add(self._monitor.socket, self._drain_monitor, 1)
+        for socket, handler, quantum in (
+            (pages, self._drain_pages, _ROUND_PAGES),
+            (self._jobs, self._drain_jobs, _ROUND_JOBS),
+            (self._writer.socket, self._drain_writer, 1),
+            (self._checker.socket, self._drain_checker, 1),
+            (self._monitor.socket, self._drain_monitor, 1),
+        ):
+            self._reactor.add(socket, handler, quantum, is_told=True)
         self._process = psutil.Process()
         self._process.cpu_percent()
         self._cpu_share, self._cpu_at = 0.0, 0.0
@@ -296,11 +303,12 @@ class WebServerNode:
 
     # -- events in ---------------------------------------------------------------------------
 
-    def _drain_pages(self, limit: int) -> None:
+    def _drain_pages(self, limit: int) -> int:
         book = self.server.book
         before, began = book.served_here, time.perf_counter()
         requests = self._service.drain(limit)
         book.round(requests, book.served_here - before, time.perf_counter() - began)
+        return requests
 
     def _page_asked(self, peer: bytes, frame: bytes, body: memoryview, data: "zmq.Frame | None") -> None:
         try:
@@ -385,13 +393,14 @@ class WebServerNode:
 
     def _handle(self, event: Any) -> None:
         perform = self._perform_by
+        self._wake_known = False
         for effect in self._handle_in(event, time.monotonic()):
             perform[type(effect)](effect)
 
     def _on_round(self, now: float) -> None:
         for _, (is_report, tag) in self._calls.requester.expire(now):
             self._unanswered(is_report, tag)
-        if now >= self.server.wake_at():
+        if now >= self._machine_wakes_at():
             self._handle(Tick(self._figures(now)))
             damaged = self._store.take_damaged()
             if damaged:
@@ -402,8 +411,14 @@ class WebServerNode:
 
     def _wake_at(self) -> float:
         expiry = self._calls.requester.wake_at()
-        wake_at = self.server.wake_at()
+        wake_at = self._machine_wakes_at()
         return wake_at if expiry is None else min(wake_at, expiry)
+
+    def _machine_wakes_at(self) -> float:
+        """Asked for once after each event: what is fetched and read moves no deadline."""
+        if not self._wake_known:
+            self._machine_wake_at, self._wake_known = self.server.wake_at(), True
+        return self._machine_wake_at
 
     def _figures(self, now: float) -> Figures:
         if now - self._cpu_at >= _CPU_EVERY_S:
@@ -468,6 +483,7 @@ class WebServerNode:
 
     def _socket_changed(self, socket: "zmq.Socket[bytes]", added: bool) -> None:
         if added:
-            self._reactor.add(socket, lambda limit: self._drain_calls(socket, limit), _ROUND_ANSWERS)
+            drain = partial(self._drain_calls, socket)
+            self._reactor.add(socket, drain, _ROUND_ANSWERS, is_told=True)
         else:
             self._reactor.remove(socket)

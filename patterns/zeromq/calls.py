@@ -14,6 +14,7 @@ import zmq
 
 from patterns.errors import RemoteError
 from patterns.request_reply import Requester
+from patterns.zeromq.readiness import nobody_to_tell
 from patterns.zeromq.sockets import make_socket
 
 #: Replies that nobody awaits, taken off a socket in a row: a flood of them must not hold the loop.
@@ -30,6 +31,7 @@ class Calls(Generic[Tag]):
 
     links_max: connections kept; over it the one least recently used is closed,
         and what it owes expires.
+    used: told of each socket that a call was sent on (Readiness.used); whoever receives knows himself.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Calls(Generic[Tag]):
         *,
         frame_max_bytes: int,
         links_max: int = 1024,
+        used: "Callable[[zmq.Socket[bytes]], None]" = nobody_to_tell,
     ) -> None:
         self.requester = requester
         self.counters: Counter[str] = Counter()
@@ -47,6 +50,7 @@ class Calls(Generic[Tag]):
         self._on_socket = on_socket
         self._frame_max_bytes = frame_max_bytes
         self._links_max = links_max
+        self._used = used
         self._links: dict[str, zmq.Socket[bytes]] = {}
 
     def call(
@@ -56,6 +60,7 @@ class Calls(Generic[Tag]):
         queue the request simply expires."""
         socket = self.link(endpoint)
         request_id, frame = self.requester.request(body, tag, deadline)
+        self._used(socket)
         try:
             if data is None:
                 socket.send(frame, zmq.NOBLOCK)

@@ -8,10 +8,11 @@ that a flood on one socket starves no other.
 import time
 from collections.abc import Callable
 
-import zmq
+from patterns.zeromq.readiness import Readiness, Source
 
-#: handler(limit): its result is of no interest
-Handler = Callable[[int], object]
+#: handler(limit): how many messages it took. Fewer than the limit means that none was left when it looked
+#: last, and that it did not use the socket since; None, that it did not look.
+Handler = Callable[[int], int | None]
 
 
 class Reactor:
@@ -33,17 +34,20 @@ class Reactor:
         self._on_round = on_round
         self._clock = clock
         self._longest_wait_s = longest_wait_s
-        self._poller = zmq.Poller()
-        self._handlers: dict[zmq.Socket[bytes] | int, tuple[Handler, int]] = {}
+        self._readiness = Readiness()
+        self.used = self._readiness.used
+        """To be told of each use, outside its handler, of a socket that was added as told."""
+        self._handlers: dict[Source, tuple[Handler, int]] = {}
         self._stopped = False
 
-    def add(self, source: "zmq.Socket[bytes] | int", handler: Handler, quantum: int) -> None:
-        """Call handler(quantum) whenever the socket (or file descriptor) is readable."""
-        self._poller.register(source, zmq.POLLIN)
+    def add(self, source: Source, handler: Handler, quantum: int, *, is_told: bool = False) -> None:
+        """Call handler(quantum) whenever the socket (or file descriptor) is readable. is_told: see Readiness;
+        the handler of such a socket may find nothing to read."""
+        self._readiness.add(source, is_told=is_told)
         self._handlers[source] = (handler, quantum)
 
-    def remove(self, source: "zmq.Socket[bytes] | int") -> None:
-        self._poller.unregister(source)
+    def remove(self, source: Source) -> None:
+        self._readiness.remove(source)
         del self._handlers[source]
 
     def stop(self) -> None:
@@ -58,12 +62,16 @@ class Reactor:
         wake_at = self._wake_at()
         if wake_at is not None:
             wait_s = min(wait_s, max(0.0, wake_at - self._clock()))
-        if not self._handlers:
-            # A poll of no sockets returns at once.
-            time.sleep(wait_s)
-        # Rounded up, or the loop would spin through the last millisecond.
-        for source, _ in self._poller.poll(int(wait_s * 1000 + 0.999)):
+        readiness = self._readiness
+        for source in readiness.wait(wait_s):
             entry = self._handlers.get(source)
-            if entry is not None:
-                entry[0](entry[1])
+            if entry is None:
+                # Removed by a handler before it.
+                continue
+            handler, quantum = entry
+            taken = handler(quantum)
+            if taken is None or taken >= quantum:
+                readiness.used(source)
+            else:
+                readiness.seen_empty(source)
         self._on_round(self._clock())

@@ -13,13 +13,11 @@ import zmq
 
 from patterns.errors import RemoteError
 from patterns.request_reply import Replier
+from patterns.zeromq.readiness import nobody_to_tell
+from patterns.zeromq.sockets import is_readable
 
 #: Made once: to put two flags together costs as much as to send a small frame.
 _MORE: Final = zmq.SNDMORE | zmq.NOBLOCK
-
-#: As plain ints: enums cost as much again as the question.
-_EVENTS: Final = int(zmq.EVENTS)
-_READABLE: Final = int(zmq.POLLIN)
 
 #: answer(peer, request frame, body, data frame or None)
 Answer = Callable[[bytes, bytes, memoryview, "zmq.Frame | None"], None]
@@ -28,22 +26,26 @@ Refuse = Callable[[bytes, bytes, str], None]
 
 
 class Service:
+    """used: told of the socket's use (Readiness.used)."""
+
     def __init__(
-        self, socket: "zmq.Socket[bytes]", replier: Replier[bytes], answer: Answer, refuse: Refuse
-    ) -> None:
+        self, socket: "zmq.Socket[bytes]", replier: Replier[bytes], answer: Answer, refuse: Refuse,
+        used: "Callable[[zmq.Socket[bytes]], None]" = nobody_to_tell,
+    ) -> None:  # fmt: skip
         self.socket = socket
         self.replier = replier
         self.counters: Counter[str] = Counter()
         self._answer = answer
         self._refuse = refuse
+        self._used = used
 
     def drain(self, limit: int) -> int:
-        """Handle at most `limit` waiting messages; how many there were."""
+        """Handle at most `limit` waiting messages; how many there were. Fewer: none was left at the end."""
         socket, replier, answer = self.socket, self.replier, self._answer
         receive, getsockopt = socket.recv, socket.getsockopt
         for handled in range(limit):
             # After the first: to ask costs half of a recv that finds nothing, and a lone client sends one.
-            if handled == 1 and not int(getsockopt(_EVENTS)) & _READABLE:
+            if handled == 1 and not is_readable(socket):
                 return handled
             try:
                 peer = receive(zmq.NOBLOCK)
@@ -75,6 +77,7 @@ class Service:
 
     def send(self, peer: bytes, frame: bytes, data: "bytes | memoryview | None" = None) -> None:
         """Send a reply frame. `data` must not change afterwards: large data is not copied."""
+        self._used(self.socket)
         try:
             self.socket.send(peer, _MORE)
             if data is None:

@@ -17,6 +17,8 @@ from typing import Generic, TypeVar
 import zmq
 
 from patterns.fair import FairQueue
+from patterns.zeromq.readiness import nobody_to_tell
+from patterns.zeromq.sockets import is_readable
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -29,6 +31,7 @@ class Writer(Generic[Job, Result]):
     """execute: takes a batch of jobs, returns a result for each, in order.
 
     classes: as in FairQueue, in bytes. batch_bytes: the most that one batch takes.
+    used: told of the loop's socket when the loop has sent on it (Readiness.used).
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Writer(Generic[Job, Result]):
         execute: Callable[[Sequence[Job]], Sequence[Result]],
         classes: dict[str, tuple[int, int]],
         batch_bytes: int,
+        used: "Callable[[zmq.Socket[bytes]], None]" = nobody_to_tell,
     ) -> None:
         endpoint = f"inproc://{name}-{id(self)}"
         self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
@@ -51,6 +55,7 @@ class Writer(Generic[Job, Result]):
         self._inner.connect(endpoint)
         self._execute = execute
         self._batch_bytes = batch_bytes
+        self._used = used
         self._lock = threading.Lock()
         self._queue: FairQueue[Job] = FairQueue(classes)
         self._rung = False
@@ -67,12 +72,13 @@ class Writer(Generic[Job, Result]):
             ring = accepted and not self._rung
             self._rung = self._rung or accepted
         if ring:
+            self._used(self.socket)
             self.socket.send(_RING)
         return accepted
 
     def results(self) -> list[tuple[Job, Result]]:
         """Jobs executed since the last call. Raises what `execute` raised."""
-        while self.socket.poll(0):
+        while is_readable(self.socket):
             self.socket.recv()
         finished = []
         while self._done:

@@ -1,0 +1,102 @@
+"""Readiness: whoever took the news of a socket along must have told, and then nothing is missed.
+
+Asking a socket for its events takes its news as a send or a receive may, but for certain.
+"""
+
+import os
+import select
+from collections.abc import Callable
+
+import pytest
+import zmq
+
+from patterns.zeromq.readiness import Readiness
+from patterns.zeromq.sockets import is_readable
+
+Socket = zmq.Socket[bytes]
+Make = Callable[..., Socket]
+
+WITHIN_S = 10.0
+
+
+@pytest.fixture
+def pair(make: Make) -> tuple[Socket, Socket]:
+    near, far = make(zmq.PAIR), make(zmq.PAIR)
+    near.bind("inproc://pair")
+    far.connect("inproc://pair")
+    # Of the connection itself there is news too.
+    assert not is_readable(near)
+    return near, far
+
+
+def take_the_news(socket: Socket) -> None:
+    """Once there is any."""
+    assert select.select([socket.getsockopt(zmq.FD)], [], [], WITHIN_S)[0]
+    assert is_readable(socket)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "not told"])
+def test_a_message_is_waited_for(pair: tuple[Socket, Socket], is_told: bool) -> None:
+    near, far = pair
+    readiness = Readiness()
+    readiness.add(near, is_told=is_told)
+    assert readiness.wait(0) == []
+    far.send(b"")
+    assert readiness.wait(WITHIN_S) == [near]
+
+
+def test_what_a_use_took_the_news_of_is_found_if_it_was_told(pair: tuple[Socket, Socket]) -> None:
+    near, far = pair
+    readiness = Readiness()
+    readiness.add(near, is_told=True)
+    readiness.wait(0)
+    far.send(b"")
+    take_the_news(near)
+    assert readiness.wait(0) == [], "nobody told"
+    readiness.used(near)
+    assert readiness.wait(0) == [near]
+    readiness.used(near)
+    readiness.seen_empty(near)
+    assert readiness.wait(0) == []
+
+
+def test_of_a_socket_whose_use_nobody_tells_nothing_is_missed(pair: tuple[Socket, Socket]) -> None:
+    near, far = pair
+    readiness = Readiness()
+    readiness.add(near)
+    far.send(b"")
+    take_the_news(near)
+    assert [readiness.wait(0) for _ in range(3)] == [[near]] * 3
+    near.recv()
+    assert readiness.wait(0) == []
+
+
+def test_what_had_come_before_the_socket_was_added_is_found(pair: tuple[Socket, Socket]) -> None:
+    near, far = pair
+    far.send(b"")
+    take_the_news(near)
+    readiness = Readiness()
+    readiness.add(near, is_told=True)
+    assert readiness.wait(0) == [near]
+
+
+def test_a_socket_that_was_removed_is_named_no_more_used_or_not(pair: tuple[Socket, Socket]) -> None:
+    near, far = pair
+    readiness = Readiness()
+    readiness.add(near, is_told=True)
+    far.send(b"")
+    readiness.remove(near)
+    readiness.used(near)
+    assert readiness.wait(0) == []
+
+
+def test_a_descriptor_is_named_for_as_long_as_it_is_readable() -> None:
+    reading, writing = os.pipe()
+    readiness = Readiness()
+    readiness.add(reading)
+    assert readiness.wait(0) == []
+    os.write(writing, b"x")
+    assert [readiness.wait(WITHIN_S) for _ in range(2)] == [[reading]] * 2
+    readiness.remove(reading)
+    os.close(reading)
+    os.close(writing)
