@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from dws.limits import DIRECT_MAX_BYTES
 from dws.messages import PutPage, Record
 
 OPEN: Final = "open"
@@ -50,6 +51,7 @@ class Batch(Struct):
     found: dict[int, set[str]] = {}  # server → names of this batch that it reported
     ordered: dict[int, int] = {}  # backup → the source it was told to copy from
     failed: dict[int, float] = {}  # backup that could not copy → when it may be asked again
+    direct_until: float = 0.0  # until then the client is expected to bring it to all targets itself
     waiters: list[tuple[int, int, float]] = []  # token, seen, until
     after: int = 0  # decision whose fsync ends DECIDING or DOOMED
     text: str = ""
@@ -59,6 +61,12 @@ class Batch(Struct):
     def size_bytes(self) -> int:
         """As far as sizes were told."""
         return sum(max(0, page.size) for page in self.pages.values())
+
+    @property
+    def may_be_direct(self) -> bool:
+        """Whether it is small enough for the client to send it to each target."""
+        sizes = [page.size for page in self.pages.values()]
+        return bool(sizes) and min(sizes) >= 0 and sum(sizes) <= DIRECT_MAX_BYTES
 
     @property
     def memory_bytes(self) -> int:

@@ -64,6 +64,10 @@ class Decided(Operation):
         self._epoch = 0
         self._may_be_decided = False
         self._seen = 0
+        if self.directory.epoch:
+            # As told last; if it has passed, the balancer says so, and the batch begins anew in the next.
+            self._epoch = self.directory.epoch
+            return self.place(now)
         return [self.to_balancer(Ping(), ("ping", self._attempt))]
 
     def resume(self, now: float) -> list[Send]:
@@ -152,7 +156,7 @@ class Decided(Operation):
     def _take_pong(self, message: Any, now: float) -> list[Send]:
         if not isinstance(message, Pong):
             return self.refused(message, now)
-        self._epoch = message.epoch
+        self._epoch = self.directory.epoch = message.epoch
         return self.place(now)
 
     def take_outcome(self, message: Any, now: float) -> list[Send]:
@@ -202,6 +206,8 @@ class Decided(Operation):
         return [self.to_balancer(Ping(), ("which epoch", self._attempt))]
 
     def _take_epoch(self, message: Any, now: float) -> list[Send]:
+        if isinstance(message, Pong):
+            self.directory.epoch = message.epoch
         if isinstance(message, Pong) and message.epoch != self._epoch and self.can_repeat():
             return self.begin_anew(now)
         self.fail(NeverStored(self._why))

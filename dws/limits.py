@@ -23,6 +23,11 @@ TEXT_MAX: Final = 1024
 BATCH_MAX_PAGES: Final = 1000
 BATCH_MAX_BYTES: Final = 64 * MIB
 
+# A batch of up to this much is sent to every server that is to store it, at once and with its Commit: to have
+# it copied afterwards takes three messages and an fsync more, one after the other. Of larger ones a client
+# sends the bytes once, since its line may be the slow one.
+DIRECT_MAX_BYTES: Final = 64 * KIB
+
 # A larger page has a list of chunk digests and is read chunk by chunk.
 CHUNK_BYTES: Final = MIB
 PAGE_MAX_BYTES: Final = 64 * GIB

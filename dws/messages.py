@@ -169,7 +169,10 @@ class PutPage(_Message):
 
 
 class Reserve(_Message, tag="reserve"):
-    """Place a batch. The same batch id again: the same version, and with `avoid` a new primary."""
+    """Place a batch. The same batch id again: the same version, and with `avoid` a new primary.
+
+    direct: if the batch is small, its bytes will be sent to the backups too, by whoever asks.
+    """
 
     batch: Id
     epoch: Epoch
@@ -177,10 +180,14 @@ class Reserve(_Message, tag="reserve"):
     copies: Annotated[int, Meta(ge=0, le=16)]  # 0: as many as the cluster is set to
     deadline_s: Seconds
     avoid: Annotated[list[ServerNo], Meta(max_length=64)] = []
+    direct: bool = False
 
 
 class Reserved(_Message, tag="reserved"):
-    """`skip`: indexes of pages that need no bytes, since the visible version has the same digest."""
+    """`skip`: indexes of pages that need no bytes, since the visible version has the same digest.
+
+    `backups`: to be sent the bytes as the primary is; none if they are to copy the batch from it.
+    """
 
     epoch: Epoch
     version: Version
@@ -188,6 +195,7 @@ class Reserved(_Message, tag="reserved"):
     skip: Annotated[list[Count], Meta(max_length=BATCH_MAX_PAGES)]
     deadline_s: Seconds
     copies: Count = 0
+    backups: Annotated[list[ServerRef], Meta(max_length=16)] = []
 
 
 class Await(_Message, tag="await"):
@@ -572,12 +580,16 @@ class CommitPage(_Message):
 
 
 class Commit(_Message, tag="commit"):
-    """Make the staged pages durable, in one transaction, if every digest is right."""
+    """Make the staged pages durable, in one transaction, if every digest is right.
+
+    with_bytes: nothing is staged before; the data frame is all pages, one after the other.
+    """
 
     batch: Id
     version: Version
     incarnation: U64
     pages: Annotated[list[CommitPage], Meta(min_length=1, max_length=BATCH_MAX_PAGES)]
+    with_bytes: bool = False
 
 
 class Committed(_Message, tag="committed"):

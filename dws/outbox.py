@@ -112,6 +112,10 @@ class Outbox:
             messages += self._large_messages()
         return messages
 
+    def whole(self) -> bytes:
+        """The bytes of every page, in the order of `described`, for one message. Raises OSError."""
+        return b"".join(self._small(index) for index in self._wanted)
+
     def _small(self, index: int) -> bytes:
         item = self._items[index]
         body: bytes = item.source.read(0, item.size + 1)

@@ -107,7 +107,7 @@ class Placement:
             batch.targets = targets
         self._open(batch)
         self._review(batch, now)
-        return self._reserved(batch, skip, now)
+        return self._reserved(batch, request, skip, now)
 
     def await_(self, token: int, request: Await, now: float) -> Effects:
         batch = self._batches.get(request.batch)
@@ -211,7 +211,7 @@ class Placement:
                 batch.text = f"{stored} of {batch.copies} copies were stored by the deadline"
                 self._end(batch, "deadline")
                 continue
-            if batch.failed:
+            if batch.failed or 0 < batch.direct_until <= now:
                 self._review(batch, now)
             due = [waiter for waiter in batch.waiters if now >= waiter[2]]
             if due:
@@ -325,7 +325,7 @@ class Placement:
                     return targets
                 batch.targets = targets
         skip = [index for index, page in enumerate(request.pages) if page.name not in batch.pages]
-        return self._reserved(batch, skip, now)
+        return self._reserved(batch, request, skip, now)
 
     def _reserve_ended(self, request: Reserve, ended: Outcome) -> Reserved | Error:
         if ended.state == VISIBLE:
@@ -333,10 +333,11 @@ class Placement:
         code = Conflict.code if ended.state == CONFLICT else NeverStored.code
         return Error(code, ended.text, names=ended.names)
 
-    def _reserved(self, batch: Batch, skip: list[int], now: float) -> Reserved:
+    def _reserved(self, batch: Batch, request: Reserve, skip: list[int], now: float) -> Reserved:
         primary = self._members.by_number[batch.targets[0]].ref() if batch.targets else None
         left_s = max(0.0, batch.deadline - now)
-        return Reserved(self._head.epoch, batch.version, primary, skip, left_s, batch.copies)
+        backups = self._replication.bring(batch, now) if request.direct else []
+        return Reserved(self._head.epoch, batch.version, primary, skip, left_s, batch.copies, backups)
 
     def _outcome(self, batch: Batch) -> Outcome:
         holders = self._replication.holders(batch)

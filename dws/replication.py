@@ -15,13 +15,16 @@ from dws.catalog import Catalog
 from dws.errors import Full, TooFewServers, TryAgain
 from dws.load import Loads
 from dws.membership import ALIVE, Members
-from dws.messages import Dropped, Error, PutPage, Record
+from dws.messages import Dropped, Error, PutPage, Record, ServerRef
 from dws.orders import Orders
 from dws.policy import draw_targets
 
 _RETRY_S: Final = 0.1
 #: How long a backup that could not copy a batch is not asked again: its trouble may pass.
 _FAILED_REST_S: Final = 1.0
+#: How long after its Reserve a client is expected to bring a small batch to all its targets; then those that
+#: lack it copy it. Longer than that takes on a slow disk, or it would be stored twice.
+_DIRECT_S: Final = 1.0
 
 
 class Replication:
@@ -80,19 +83,28 @@ class Replication:
             return False
         return sum(self._members.by_number[number].live for number in entry.holders) >= copies
 
+    def bring(self, batch: Batch, now: float) -> list[ServerRef]:
+        """The backups that the client is to bring it to beside the primary; none if it is not small."""
+        if not batch.may_be_direct:
+            return []
+        batch.direct_until = now + _DIRECT_S
+        return [self._members.by_number[number].ref() for number in batch.targets[1:]]
+
     def order_copies(self, batch: Batch, holders: list[int], decision: int, now: float) -> None:
         """Have the copies made that are missing; orders to or from servers that died are replaced, and where
         one is suspect another is asked as well: what comes first counts."""
         for number, source_number in list(batch.ordered.items()):
             if number in holders or not self.is_candidate(number) or source_number not in holders:
                 self.cancel(batch, number)
+        resting = {number for number, until in batch.failed.items() if now < until}
+        taken = {*holders, *batch.ordered, *resting}
+        direct = self._direct(batch, taken, now)
         slow = sum(not self._members.by_number[number].sure for number in batch.ordered)
-        missing = batch.copies - len(holders) - len(batch.ordered) + slow
+        missing = batch.copies - len(holders) - len(batch.ordered) + slow - len(direct)
         if not holders or missing <= 0:
             return
         source = self._members.by_number[holders[0]]
-        resting = {number for number, until in batch.failed.items() if now < until}
-        taken = {*holders, *batch.ordered, *resting}
+        taken.update(direct)
         preferred = [number for number in batch.targets if self.is_candidate(number)]
         unasked = [number for number in preferred if number not in taken]
         backups = [number for number in unasked if self._members.by_number[number].sure][:missing]
@@ -141,6 +153,13 @@ class Replication:
     def is_lost(self, batch: Batch) -> bool:
         """Nobody holds it and its primary will not: the client must stage it again elsewhere."""
         return bool(batch.pages) and not self.holders(batch) and not self.is_candidate(batch.targets[0])
+
+    def _direct(self, batch: Batch, taken: set[int], now: float) -> list[int]:
+        """To whom the client is bringing it yet. One that is suspect is not waited for."""
+        if now >= batch.direct_until:
+            return []
+        targets = (number for number in batch.targets if number not in taken and self.is_candidate(number))
+        return [number for number in targets if self._members.by_number[number].sure]
 
     def is_candidate(self, number: int) -> bool:
         server = self._members.by_number[number]

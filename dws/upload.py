@@ -65,6 +65,7 @@ class PutBatch(Decided):
         on_staged: Callable[[int], None] = lambda size_bytes: None,
         on_stored: Callable[[int, int], None] | None = None,
         patience_s: float = inf,
+        direct: bool = True,
     ) -> None:
         super().__init__(directory, deadline, new_id, patience_s)
         self._items = items
@@ -76,18 +77,22 @@ class PutBatch(Decided):
         self._reserved: Reserved | None = None
         self._outbox: Outbox | None = None
         self._committed = False
+        self._direct = direct
+        self._with_bytes = False
+        """Whether the Commit that is on the way brings the bytes itself."""
         self._placement = 0
         self._tries = 0
         self._met_full = False
         self._has_read = False
 
     def place(self, now: float) -> list[Send]:
-        self._committed = False
+        self._committed = self._with_bytes = False
         self._outbox = None
         self._seen = _NO_NEWS if self._on_stored is None else 0
         pages = [PutPage(i.name, i.size, i.digest, i.condition, i.content_type) for i in self._items]
         left_s = max(0.0, self.deadline - now)
-        request = Reserve(self._batch, self._epoch, pages, self._copies, left_s, sorted(self._avoid))
+        direct = self._direct and all(item.source.rereadable for item in self._items)
+        request = Reserve(self._batch, self._epoch, pages, self._copies, left_s, sorted(self._avoid), direct)
         return [self.to_balancer(request, ("reserved", self._attempt))]
 
     def resume(self, now: float) -> list[Send]:
@@ -104,13 +109,15 @@ class PutBatch(Decided):
         return super().tick(now)
 
     def is_of_balancer(self, what: str) -> bool:
-        return what not in ("staged", "committed")
+        return what not in ("staged", "committed", "backed")
 
     def take(self, tag: Any, message: Any, now: float) -> list[Send]:
         if tag[0] == "reserved":
             return self._take_reserved(message, now)
         # Of an earlier placement it is late: the primary or what it has is another now.
         if self._outbox is None or tag[2] != self._placement:
+            return []
+        if tag[0] == "backed":
             return []
         if tag[0] == "staged":
             return self._take_staged(self._outbox, tag[3], message, now)
@@ -119,7 +126,7 @@ class PutBatch(Decided):
     def missed(self, tag: Any, now: float) -> list[Send]:
         if tag[0] == "reserved":
             return self.place(now)
-        if self._outbox is None or tag[2] != self._placement:
+        if self._outbox is None or tag[2] != self._placement or tag[0] == "backed":
             return []
         return self._primary_silent(self._outbox, tag, now)
 
@@ -166,6 +173,8 @@ class PutBatch(Decided):
         self._tries = 0
         self._placement += 1
         self._outbox = Outbox(self._items, set(message.skip), message.version, self._attempt)
+        if message.backups:
+            return self._commit_direct(self._outbox, message.primary, message.backups, now)
         return self._stage_on(now)
 
     # -- stage ---------------------------------------------------------------------------
@@ -249,19 +258,43 @@ class PutBatch(Decided):
     def _commit(self, now: float, with_await: bool = True) -> list[Send]:
         outbox, primary = self._outbox, self._primary
         assert outbox is not None and primary is not None
+        sends = [self._commit_to(primary, "committed", outbox)]
+        return sends + (self.await_() if with_await else [])
+
+    def _commit_direct(
+        self, outbox: Outbox, primary: ServerRef, backups: list[ServerRef], now: float
+    ) -> list[Send]:
+        """A small batch, its bytes with it, to every server that is to store it. What becomes of it at the
+        backups is between them and the balancer, which has those copy it that do not report it."""
+        try:
+            data = outbox.whole()
+        except OSError as error:
+            return self.give_up(DwsError(f"cannot read what is to be put: {error}"), now)
+        self.directory.servers.update((backup.number, backup) for backup in backups)
+        self._committed = self._with_bytes = True
+        sends = [self._commit_to(primary, "committed", outbox, data)]
+        sends += [self._commit_to(backup, "backed", outbox, data) for backup in backups]
+        return sends + self.await_()
+
+    def _commit_to(self, server: ServerRef, what: str, outbox: Outbox, data: bytes | None = None) -> Send:
         self._may_be_decided = True
         pages = [
             CommitPage(index, item.name, size, digest, item.content_type, item.modified)
             for index, item, size, digest in outbox.described()
         ]
-        request = Commit(self._batch, outbox.version, primary.incarnation, pages)
-        tag = ("committed", self._attempt, self._placement)
-        sends = [Send(primary.number, request, tag, _COMMIT_TIMEOUT_S)]
-        return sends + (self.await_() if with_await else [])
+        request = Commit(self._batch, outbox.version, server.incarnation, pages, data is not None)
+        return Send(server.number, request, (what, self._attempt, self._placement), _COMMIT_TIMEOUT_S, data)
 
     def _take_committed(self, outbox: Outbox, message: Any, now: float) -> list[Send]:
+        with_bytes, self._with_bytes = self._with_bytes, False
         if isinstance(message, Committed):
+            if with_bytes:
+                self._on_staged(sum(size for _, _, size, _ in outbox.described()))
             return []
+        if isinstance(message, Error) and with_bytes and message.code in (NotHeld.code, TryAgain.code):
+            # Step by step, then: bytes first, which are passed over if they are there.
+            self._committed = False
+            return self.pause(now, message.retry_s or _AGAIN_S)
         if isinstance(message, Error) and message.code == NotHeld.code and not outbox.all_acknowledged:
             # It overtook bytes that the primary had refused for now; it is sent again after them.
             self._committed = False

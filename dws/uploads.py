@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from dws.config import Config
 from dws.effects import Answer, Effects, Write
-from dws.errors import DwsError, NotHeld, Stale, TryAgain
-from dws.messages import Commit, Committed, Error, Stage, Staged, Unstage, Unstaged
+from dws.errors import DwsError, NotHeld, OverBound, Stale, TryAgain
+from dws.limits import INLINE_MAX_BYTES
+from dws.messages import Commit, Committed, Error, Stage, Staged, StagePart, Unstage, Unstaged
 from dws.names import epoch_of
 from dws.staging import Staging
 from dws.store import DiscardStaged, OpResult, PageStore, StoreBatch
@@ -60,7 +61,7 @@ class Uploads:
             effects.append(Write("upload", write, tag, len(write.data)))
         return effects
 
-    def commit(self, token: int, request: Commit) -> Effects:
+    def commit(self, peer: bytes, token: int, request: Commit, data: memoryview, now: float) -> Effects:
         waiting = self._committing.get(request.batch)
         if waiting is not None:
             waiting.append(token)
@@ -69,6 +70,8 @@ class Uploads:
             self._fence(request.version, request.incarnation)
             if all(self._store.record(page.name, request.version) for page in request.pages):
                 return [Answer(token, Committed(self._store.number))]
+            if request.with_bytes:
+                self._staging.stage(peer, _stage_of(request), data, now)
             blobs = self._staging.blobs(request)
         except DwsError as error:
             effects: Effects = [Answer(token, Error(error.code, str(error), _RETRY_S))]
@@ -129,6 +132,16 @@ class Uploads:
     def check(self) -> None:
         self._staging.check()
         assert self._writing_bytes >= 0
+
+
+def _stage_of(request: Commit) -> Stage:
+    """What a Commit that brings the bytes would have been preceded by."""
+    for page in request.pages:
+        if page.size > INLINE_MAX_BYTES:
+            text = f"{page.size:,} bytes, over the bound of {INLINE_MAX_BYTES:,}, must be staged"
+            raise OverBound(f"{page.name[:200]!r}: {text}")
+    parts = [StagePart(page.page, 0, page.size) for page in request.pages]
+    return Stage(request.batch, request.version, request.incarnation, parts)
 
 
 def _discard(handles: list[int]) -> Effects:

@@ -236,7 +236,7 @@ class WebServer:
             case Stage():
                 return self._uploads.stage(event.peer, token, message, event.data, now)
             case Commit():
-                return self._uploads.commit(token, message)
+                return self._uploads.commit(event.peer, token, message, event.data, now)
             case Unstage():
                 return self._uploads.unstage(token, message)
             case Digests():

@@ -187,7 +187,9 @@ class Workload:
         deadline = self._world.clock.now + self._deadline_s()
         watch = rng.choice([None, lambda stored, wanted: None])
         new_id = partial(self.new_id, call)
-        return PutBatch(client.directory, deadline, new_id, items, call.copies, on_stored=watch)
+        return PutBatch(
+            client.directory, deadline, new_id, items, call.copies, on_stored=watch, direct=rng.random() < 0.5
+        )
 
     def _remove(self, client: ClientNode, call: Call) -> Operation:
         call.names = self._rng.sample(self.names, self._rng.randint(1, 2))

@@ -332,8 +332,9 @@ class Desk:
         copies: int = 2,
         deadline_s: float = 30.0,
         avoid: tuple[int, ...] = (),
+        direct: bool = False,
     ) -> Any:
-        request = Reserve(batch_id(number), self.epoch, list(pages), copies, deadline_s, list(avoid))
+        request = Reserve(batch_id(number), self.epoch, list(pages), copies, deadline_s, list(avoid), direct)
         return self.get(request)
 
     def await_(self, number: int, seen: int = 0, patience_s: float = 5.0) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from dws.batch import CONFLICT, DECIDING, DOOMED, NEVER, OPEN, TRANSITIONS, VISIBLE
 from dws.config import Config
-from dws.limits import BATCH_MAX_BYTES, GIB, PAGE_MAX_BYTES
+from dws.limits import BATCH_MAX_BYTES, DIRECT_MAX_BYTES, GIB, PAGE_MAX_BYTES
 from dws.messages import (
     ABSENT,
     Abort,
@@ -237,6 +237,57 @@ def test_await_is_answered_at_the_end_of_its_patience(desk: Desk) -> None:
     assert token not in desk.answers
     desk.wait(0.2)
     assert desk.answers[token] == Outcome("open", desk.reserve(1, page("/a")).version, 0, 2)
+
+
+def direct(desk: Desk) -> tuple[Reserved, Figure, Figure]:
+    """A small batch that its client is to bring to both: what was reserved, primary, backup."""
+    reserved = desk.reserve(1, page("/a"), direct=True)
+    (backup,) = reserved.backups
+    return reserved, primary_of(desk, reserved), desk.figure(backup.number)
+
+
+def test_no_copy_is_ordered_of_a_small_batch_that_its_client_brings_to_all(desk: Desk) -> None:
+    reserved, primary, backup = direct(desk)
+    assert backup is not primary and reserved.backups[0].incarnation == backup.incarnation
+    desk.store_on(backup, record("/a", reserved.version))
+    assert not desk.take_jobs(Copy), "the primary may come second"
+    desk.store_on(primary, record("/a", reserved.version))
+    desk.fsync()
+    assert desk.version("/a") == reserved.version and not desk.take_jobs(Copy)
+
+
+def test_who_was_not_brought_a_small_batch_copies_it_after_a_while(desk: Desk) -> None:
+    reserved, primary, backup = direct(desk)
+    desk.store_on(primary, record("/a", reserved.version))
+    desk.wait(0.8)
+    assert not desk.take_jobs(Copy)
+    desk.wait(0.4)
+    (job,) = desk.take_jobs(Copy)
+    assert (job.server, job.message.source.number) == (backup.no, primary.no)
+
+
+def test_for_a_backup_that_dies_before_it_was_brought_a_small_batch_another_copies_it(desk: Desk) -> None:
+    reserved, primary, backup = direct(desk)
+    desk.store_on(primary, record("/a", reserved.version))
+    desk.die(backup)
+    (job,) = desk.take_jobs(Copy)
+    assert job.server not in (primary.no, backup.no)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [PutPage("/a", DIRECT_MAX_BYTES + 1, b"")],
+        [PutPage("/a", DIRECT_MAX_BYTES, b""), PutPage("/b", 1, b"")],
+        [page("/a", known=False)],
+    ],
+)
+def test_of_a_larger_batch_or_one_of_unknown_size_the_bytes_are_sent_once(
+    desk: Desk, pages: list[PutPage]
+) -> None:
+    assert desk.reserve(1, *pages, direct=True).backups == []
+    assert len(desk.reserve(2, PutPage("/c", DIRECT_MAX_BYTES, b""), direct=True).backups) == 1
+    assert desk.reserve(3, page("/d")).backups == [], "nobody asked"
 
 
 def test_if_a_backup_dies_another_one_is_chosen(desk: Desk) -> None:

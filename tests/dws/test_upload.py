@@ -46,6 +46,7 @@ from patterns.sim.network import Host
 
 VERSION = make_version(3, 1)
 PRIMARY = ServerRef(1, "web-1", "tcp://web-1:1", 11)
+BACKUP = ServerRef(2, "web-2", "tcp://web-2:1", 22)
 OTHER = ServerRef(2, "web-2", "tcp://web-2:1", 22)
 
 
@@ -376,7 +377,6 @@ def test_never_in_the_same_epoch_is_final_and_in_another_is_put_again_under_a_ne
     hand.place()
     hand.outcome("never", text="no such batch")
     hand.answer(Ping, Pong("balancer", 0, 4))
-    hand.answer(Ping, Pong("balancer", 0, 4))
     request = hand.next(Reserve).message
     assert (request.epoch, request.batch) == (4, hand.ids[1]) and len(hand.ids) == 2
     late = hand.all_sent[2]
@@ -418,7 +418,7 @@ def test_a_conflict_of_a_skip_alone_reserves_again() -> None:
     hand.place(skip=(0,))
     hand.outcome("conflict", text="not the expected version: /a", names=["/a"])
     assert not hand.operation.finished
-    hand.sent = [each for each in hand.sent if isinstance(each.message, Ping)]
+    hand.sent = [each for each in hand.sent if isinstance(each.message, Reserve)]
     hand.place(skip=())
     assert len(hand.ids) == 2 and hand.next(Stage).data == b"samenew"
     hand.outcome("visible", stored=2)
@@ -626,6 +626,77 @@ def test_a_source_that_cannot_be_read_fails_the_put() -> None:
     assert hand.error is errors.DwsError and "no such device" in str(hand.operation.error)
 
 
+# -- small batches, sent to every server that is to store them ----------------------------
+
+
+def direct(*items: PutItem) -> Hand:
+    """A put whose Reserve was answered with a backup to be sent the bytes too."""
+    hand = put(*items)
+    hand.answer(Ping, Pong("balancer", 0, 3))
+    assert hand.answer(Reserve, Reserved(3, VERSION, PRIMARY, [], 30.0, 2, [BACKUP])).direct
+    return hand
+
+
+def test_a_small_batch_goes_to_all_its_servers_in_one_message_each() -> None:
+    hand = direct(item("/a", b"one"), item("/b", b"two"))
+    assert hand.kinds() == ["Commit", "Commit", "Await"]
+    for send, server in zip(hand.sent[:2], (PRIMARY, BACKUP), strict=True):
+        assert (send.server, send.data) == (server.number, b"onetwo")
+        assert send.message.with_bytes and send.message.incarnation == server.incarnation
+    hand.answer(Commit, Committed(1))
+    hand.outcome("visible", stored=2)
+    assert hand.operation.result == Stored(VERSION, [], 2)
+
+
+@pytest.mark.parametrize("code", LATE)
+def test_what_a_backup_says_of_a_small_batch_is_no_concern_of_the_clients(code: str) -> None:
+    hand = direct(item("/a"))
+    backup = hand.sent.pop(1)
+    assert hand.operation.answered(backup.tag, Error(code, "no", 0.1), None, hand.now) == []
+    assert hand.operation.unanswered(backup.tag, hand.now) == []
+    hand.outcome("visible", stored=2)
+    assert hand.operation.result == Stored(VERSION, [], 2)
+
+
+@pytest.mark.parametrize("code", ["try-again", "not-held"])
+def test_a_primary_that_refuses_a_small_batch_for_now_is_sent_it_step_by_step(code: str) -> None:
+    hand = direct(item("/a"))
+    hand.answer(Commit, Error(code, "too many bytes are staged", 0.1))
+    assert "Stage" not in hand.kinds()
+    hand.wait(0.2)
+    assert hand.next(Stage).data == b"bytes" and not hand.sent[-1].message.with_bytes
+    assert hand.kinds() == ["Commit", "Await", "Stage", "Commit"]
+
+
+def test_a_small_batch_that_the_primary_never_got_is_sent_step_by_step() -> None:
+    hand = direct(item("/a"))
+    hand.silence(Commit)
+    again = hand.sent[-1]
+    assert not again.message.with_bytes, "has it come to the primary?"
+    hand.sent.remove(again)
+    hand.sent += hand.operation.answered(again.tag, Error("not-held", "nothing"), None, hand.now)
+    hand.wait(0.2)
+    assert hand.next(Stage).data == b"bytes"
+
+
+def test_a_source_that_cannot_be_read_twice_is_not_sent_twice() -> None:
+    hand = put(item("/a", rereadable=False))
+    hand.answer(Ping, Pong("balancer", 0, 3))
+    assert not hand.next(Reserve).message.direct
+
+
+def test_a_small_page_that_changes_its_size_fails_the_put() -> None:
+    hand = direct(PutItem("/a", Source(b"longer"), 5))
+    assert "changed its size" in str(hand.operation.error) and "Commit" not in hand.kinds()
+
+
+def test_the_epoch_is_asked_for_once() -> None:
+    hand = put()
+    hand.place()
+    again = PutBatch(hand.directory, 200.0, hand._new_id, [item("/b")], 2)
+    assert [type(each.message) for each in again.start(hand.now)] == [Reserve]
+
+
 # -- rm --------------------------------------------------------------------------------
 
 
@@ -658,7 +729,6 @@ def test_a_removal_outlives_the_end_of_an_epoch() -> None:
     hand.answer(Ping, Pong("balancer", 0, 3))
     hand.answer(Remove, Error("stale", "the epoch is 4"))
     hand.outcome("never", text="no such batch")
-    hand.answer(Ping, Pong("balancer", 0, 4))
     hand.answer(Ping, Pong("balancer", 0, 4))
     assert hand.next(Remove).message.batch == hand.ids[1]
 

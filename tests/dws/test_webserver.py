@@ -388,6 +388,37 @@ def test_a_stage_is_answered_when_it_is_written_and_a_commit_when_it_is_durable(
     assert bench.answers[token] == Committed(1)
 
 
+def test_a_commit_may_bring_the_bytes(bench: Bench) -> None:
+    request = bench.commit(b"one", b"", b"two", with_bytes=True)
+    assert isinstance(bench.get(request, b"onetwo"), Committed)
+    version = make_version(EPOCH, 1)
+    assert [bench.store.get(f"/{page}", version) for page in range(3)] == [b"one", b"", b"two"]
+    assert isinstance(bench.get(request, b"onetwo"), Committed), "and may come twice"
+    assert bench.store.number == 1
+
+
+def test_a_commit_that_brings_the_bytes_joins_what_is_staged(bench: Bench) -> None:
+    bench.get(bench.stage(b"one"), b"one")
+    assert isinstance(bench.get(bench.commit(b"one", b"two", with_bytes=True), b"onetwo"), Committed)
+
+
+@pytest.mark.parametrize(
+    ("page", "data", "code"),
+    [
+        (b"one", b"on", "bad-request"),
+        (b"one", b"", "bad-request"),
+        (b"one", b"two", "integrity"),
+        (bytes(INLINE_MAX_BYTES + 1), bytes(INLINE_MAX_BYTES + 1), "over-bound"),
+    ],
+)
+def test_a_commit_with_other_bytes_than_it_says_is_refused(
+    bench: Bench, page: bytes, data: bytes, code: str
+) -> None:
+    assert bench.get(bench.commit(page, with_bytes=True), data).code == code
+    assert bench.store.number == 0
+    assert bench.get(bench.commit(page)).code == "not-held", "nothing of it is staged"
+
+
 def test_a_commit_sent_again_is_one_commit_each_time_answered(bench: Bench) -> None:
     bench.get(bench.stage(b"x"), b"x")
     tokens = [bench.ask(bench.commit(b"x")) for _ in range(3)]
