@@ -31,6 +31,10 @@ class Decided(Operation):
     must be far away because an upload is long.
     """
 
+    places_at_once = False
+    """Whether `place` may be sent before the balancer was heard, if an epoch is known: harmless if it comes
+    when nobody waits for it any more."""
+
     def __init__(
         self, directory: Directory, deadline: float, new_id: Callable[[], bytes], patience_s: float = inf
     ) -> None:
@@ -64,7 +68,7 @@ class Decided(Operation):
         self._epoch = 0
         self._may_be_decided = False
         self._seen = 0
-        if self.directory.epoch:
+        if self.directory.epoch and self.places_at_once:
             # As told last; if it has passed, the balancer says so, and the batch begins anew in the next.
             self._epoch = self.directory.epoch
             return self.place(now)

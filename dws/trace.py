@@ -277,7 +277,7 @@ class Trace:
         if type(content) is Located:
             servers = content.servers or ()
         elif type(content) is Reserved and content.primary is not None:
-            servers = (content.primary,)
+            servers = (content.primary, *content.backups)
         for server in servers:
             self.names[server.number] = server.name
             self._peers[server.endpoint] = server.name

@@ -53,7 +53,11 @@ class PutBatch(Decided):
 
     on_staged: called with the bytes staged so far; on_stored with the copies so far
     and those wanted (without it the balancer is not asked for each).
+    direct: bring a small batch to its backups too.
     """
+
+    # A Reserve alone makes nothing visible.
+    places_at_once = True
 
     def __init__(
         self,

@@ -154,7 +154,9 @@ def _says_of_put(message: Any, names: Mapping[int, str]) -> str:
         case messages.Reserved():
             skip = f", {len(message.skip)} stored already" if message.skip else ""
             primary = f"primary {message.primary.name}" if message.primary else "nothing to send"
-            return f"version {format_version(message.version)}, {primary}, {message.copies} copies{skip}"
+            backups = f", backup {', '.join(one.name for one in message.backups)}" if message.backups else ""
+            version = format_version(message.version)
+            return f"version {version}, {primary}{backups}, {message.copies} copies{skip}"
         case messages.Stage():
             first = message.parts[0] if message.parts else messages.StagePart(0, 0, 0)
             size_bytes = sum(part.length for part in message.parts)
@@ -165,7 +167,8 @@ def _says_of_put(message: Any, names: Mapping[int, str]) -> str:
         case messages.Staged():
             return f"has {_place(message.have)}"
         case messages.Commit():
-            return f"make {output.pages_text(len(message.pages))} durable"
+            bytes_too = ", bytes and all" if message.with_bytes else ""
+            return f"make {output.pages_text(len(message.pages))} durable{bytes_too}"
         case messages.Committed():
             return f"fsynced, as its change {message.number:,}"
         case messages.Await():

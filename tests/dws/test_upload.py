@@ -695,6 +695,10 @@ def test_the_epoch_is_asked_for_once() -> None:
     hand.place()
     again = PutBatch(hand.directory, 200.0, hand._new_id, [item("/b")], 2)
     assert [type(each.message) for each in again.start(hand.now)] == [Reserve]
+    removal = RemovePages(hand.directory, 200.0, hand._new_id, {"/b": ANY})
+    assert [type(each.message) for each in removal.start(hand.now)] == [Ping], (
+        "it would take effect however late"
+    )
 
 
 # -- rm --------------------------------------------------------------------------------
@@ -729,6 +733,7 @@ def test_a_removal_outlives_the_end_of_an_epoch() -> None:
     hand.answer(Ping, Pong("balancer", 0, 3))
     hand.answer(Remove, Error("stale", "the epoch is 4"))
     hand.outcome("never", text="no such batch")
+    hand.answer(Ping, Pong("balancer", 0, 4))
     hand.answer(Ping, Pong("balancer", 0, 4))
     assert hand.next(Remove).message.batch == hand.ids[1]
 
