@@ -16,9 +16,12 @@ from dws.health import Health
 from dws.load import Loads
 from dws.membership import DEAD, Members
 from dws.messages import Later, Locate, Located
-from dws.policy import POLICIES
+from dws.policy import POLICIES, gather
 
 _RETRY_S: Final = 0.1
+#: Pages that a server may be behind another and still be chosen, for a request that goes there anyway: what
+#: a Fetch of its own costs all that take part in it.
+_GATHER_PAGES: Final = 8
 
 
 class Lookup:
@@ -39,6 +42,8 @@ class Lookup:
         self._health = health
         self._epoch = epoch
         self._policy = POLICIES[config.policy]()
+        # The other policies are drawn by whoever wants to see what they do.
+        self._gathers = config.policy == "least-load"
         self._counters = counters
         self._rng = rng
         self.choices = Choices(config.policy)
@@ -50,6 +55,7 @@ class Lookup:
         loads, far_s, per_page_s = self._loads.download, self._loads.far_s, self._loads.per_page_s
         live_of, policy, rng = self._live_of, self._policy, self._rng
         avoid = self._complaints(request.avoid, now) if request.avoid else None
+        gathers, chosen = self._gathers, set[int]()
         found: list[Any] = []
         later: list[Later] = []
         for name in request.names:
@@ -65,8 +71,11 @@ class Lookup:
                 live = [number for number in live if number not in avoid] or live
             if len(live) > 1:
                 live = policy(live, loads, rng)
+                if gathers and chosen and live[0] not in chosen:
+                    live = gather(live, chosen, loads, now, _GATHER_PAGES * per_page_s[live[0]])
             if live:
                 best = live[0]
+                chosen.add(best)
                 ends, idle = loads[best], now + far_s[best]
                 loads[best] = (ends if ends > idle else idle) + per_page_s[best]
             else:

@@ -9,7 +9,7 @@ best first. Callers pass holders with more than one element only, since a single
 one needs no policy.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
 from random import Random
 from typing import Final
@@ -23,6 +23,22 @@ def least_load(holders: Sequence[int], loads: Sequence[float], rng: Random) -> l
         first, second = holders
         return [first, second] if loads[first] <= loads[second] else [second, first]
     return sorted(holders, key=loads.__getitem__)
+
+
+def gather(
+    holders: list[int], chosen: Set[int], loads: Sequence[float], now: float, behind_s: float
+) -> list[int]:
+    """The same holders, first one that this request goes to anyway: one message less. Unless its work ends
+    more than behind_s after the best one's, so that no more than that skews the loads.
+    """
+    ends = loads[holders[0]]
+    ends_by = (ends if ends > now else now) + behind_s
+    if len(holders) == 2:
+        return [holders[1], holders[0]] if holders[1] in chosen and loads[holders[1]] <= ends_by else holders
+    for holder in holders[1:]:
+        if holder in chosen and loads[holder] <= ends_by:
+            return [holder, *(each for each in holders if each != holder)]
+    return holders
 
 
 def random_choice(holders: Sequence[int], loads: Sequence[float], rng: Random) -> list[int]:

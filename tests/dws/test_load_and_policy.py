@@ -18,7 +18,7 @@ from dws.events import Tick
 from dws.limits import MIB
 from dws.load import Loads
 from dws.messages import Beat, Locate
-from dws.policy import NEAR_LEAST, POLICIES, choose_targets, draw_targets
+from dws.policy import NEAR_LEAST, POLICIES, choose_targets, draw_targets, gather
 from dws.replication import Replication
 from tests.dws.desk import Desk, Figure
 
@@ -427,3 +427,50 @@ def test_pairs_spread_over_all_servers_that_are_about_as_loaded() -> None:
 
 def test_a_full_or_visited_server_is_placed_on_last() -> None:
     assert choose_targets({1: 3.0, 2: 1.0, 3: 2.0}, 3, Random(0)) == [2, 3, 1]
+
+
+# -- a request that goes there anyway ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ends", "chosen", "first"),
+    [
+        ([0.0, 9.0, 9.0], set(), 0),
+        ([0.0, 9.0, 9.0], {1}, 1),
+        ([0.0, 9.0, 9.0], {2}, 2),
+        ([0.0, 10.0, 0.0], {1}, 1),
+        ([0.0, 10.6, 0.0], {1}, 0),
+        ([20.0, 20.5, 20.6], {1}, 1),
+        ([20.0, 20.6, 20.7], {1, 2}, 0),
+    ],
+    ids=["to nobody yet", "idle", "the last", "at work", "too long", "all at work", "all too long"],
+)
+def test_a_request_goes_where_it_goes_anyway_unless_that_skews_loads(
+    ends: list[float], chosen: set[int], first: int
+) -> None:
+    held = gather([0, 1, 2], chosen, ends, now=10.0, behind_s=0.5)
+    assert held[0] == first
+    assert held[1:] == [each for each in (0, 1, 2) if each != first]
+
+
+@pytest.mark.parametrize("pause_s", [1e-6, 4e-3, 0.1], ids=["flooded", "busy", "idle"])
+def test_gathering_saves_requests_and_keeps_servers_even(seed: int, pause_s: float) -> None:
+    """Ten pages a lookup of pairs among four servers, as Lookup.locate goes about it."""
+    rng, spreads, requests = Random(seed), list[float](), list[int]()
+    for gathers in (False, True):
+        made, served, asked, now = loads(0, 1, 2, 3), Counter[int](), 0, 1.0
+        for _ in range(2000):
+            chosen = set[int]()
+            for _ in range(10):
+                live = POLICIES["least-load"]()(rng.sample(range(4), 2), made.download, rng)
+                if gathers and live[0] not in chosen:
+                    live = gather(live, chosen, made.download, now, 8 * MS)
+                chosen.add(live[0])
+                made.assign(live[0], 1, now)
+                served[live[0]] += 1
+            asked += len(chosen)
+            now += pause_s
+        spreads.append(max(served.values()) / 5000)
+        requests.append(asked)
+    assert requests[1] < 0.85 * requests[0]
+    assert spreads[1] < max(1.03, spreads[0] + 0.01)
