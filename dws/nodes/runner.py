@@ -125,6 +125,8 @@ class Runner:
         for _ in range(_REPLIES_A_ROUND):
             received = self._calls.receive(socket)
             if received is None:
+                # Either none is left, or there were many that nobody awaits.
+                self._readiness.used(socket)
                 return True
             (operation, tag), body, frame = received
             if operation in self._running:

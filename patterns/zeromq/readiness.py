@@ -75,7 +75,11 @@ class Readiness:
         ask |= self._untold
         found: list[Any] = [socket for socket, _ in zmq_poll([(socket, _READABLE) for socket in ask], 0)]
         ask.clear()
-        for descriptor, _ in self._epoll.poll(0 if found else timeout_s, _SOURCES_MAX):
+        told = self._epoll.poll(0 if found else timeout_s, _SOURCES_MAX)
+        if timeout_s and not told and not found:
+            # Waited in vain: a use that nobody told of costs one wait, not for ever.
+            ask |= self._told
+        for descriptor, _ in told:
             source = self._by_descriptor[descriptor]
             if source not in found and (source not in self._untold or is_readable(source)):
                 found.append(source)

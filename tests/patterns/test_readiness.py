@@ -60,6 +60,17 @@ def test_what_a_use_took_the_news_of_is_found_if_it_was_told(pair: tuple[Socket,
     assert readiness.wait(0) == []
 
 
+def test_a_use_that_nobody_told_of_costs_one_wait(pair: tuple[Socket, Socket]) -> None:
+    near, far = pair
+    readiness = Readiness()
+    readiness.add(near, is_told=True)
+    readiness.wait(0)
+    far.send(b"")
+    take_the_news(near)
+    assert readiness.wait(0.001) == []
+    assert readiness.wait(0) == [near]
+
+
 def test_of_a_socket_whose_use_nobody_tells_nothing_is_missed(pair: tuple[Socket, Socket]) -> None:
     near, far = pair
     readiness = Readiness()

@@ -212,7 +212,8 @@ def goes_back_to_an_older_life(t: Tampered) -> None:
 
 
 def takes_a_picture_for_what_it_is_not(t: Tampered) -> None:
-    next(iter(t.world.balancer.balancer.catalog.pictures.values())).sums[0] += 1
+    for picture in t.world.balancer.balancer.catalog.pictures.values():
+        picture.sums[0] += 1
     t.oracle.told("peer 1", Applied(1))
 
 
