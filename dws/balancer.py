@@ -33,7 +33,7 @@ from dws.events import (
     Unanswered,
 )
 from dws.garbage import Garbage
-from dws.health import PROBE_TIMEOUT_S, Health
+from dws.health import PROBE_TIMEOUT_S, Health, is_from
 from dws.load import Loads
 from dws.lookup import Lookup
 from dws.maintenance import Maintenance
@@ -271,7 +271,7 @@ class Balancer:
         kind, number, asked = event.tag
         message = event.message
         server = self.members.by_number[number]
-        if kind == "probe" and isinstance(message, Pong) and message.incarnation == server.incarnation:
+        if kind == "probe" and isinstance(message, Pong) and is_from(server, message):
             self.loads.probed(number, now - asked)
             return self._changed([server] if self.health.answered(server, now) else [], now)
         if kind == "hot" and isinstance(message, NodeStatsAre):

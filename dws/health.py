@@ -16,7 +16,7 @@ from msgspec import Struct
 from dws.config import Config
 from dws.effects import Ask, Effects
 from dws.membership import Server
-from dws.messages import Beat, Ping
+from dws.messages import Beat, Ping, Pong
 
 PROBE_TIMEOUT_S: Final = 1.0
 #: Probes without an answer, in a row, that make a server suspect: one may be lost with a connection.
@@ -115,3 +115,10 @@ class Health:
             server.ailing_since = now
         server.ailing = ailing
         return changed
+
+
+def is_from(server: Server, pong: Pong) -> bool:
+    """Whether that life of that server answered. One of an older version says its name alone."""
+    if not pong.incarnation:
+        return pong.name == server.name
+    return pong.incarnation == server.incarnation

@@ -211,7 +211,10 @@ class Placement:
                 batch.text = f"{stored} of {batch.copies} copies were stored by the deadline"
                 self._end(batch, "deadline")
                 continue
-            if batch.failed or 0 < batch.direct_until <= now:
+            if 0 < batch.direct_until <= now:
+                batch.direct_until = 0.0
+                self._review(batch, now)
+            elif batch.failed:
                 self._review(batch, now)
             due = [waiter for waiter in batch.waiters if now >= waiter[2]]
             if due:
@@ -317,13 +320,10 @@ class Placement:
 
     def _reserve_again(self, batch: Batch, request: Reserve, now: float) -> Reserved | Error:
         """The same Reserve once more: the same version, and a new primary if the old one is of no use."""
-        if batch.state == OPEN and batch.pages and not self._replication.holders(batch):
-            primary = batch.targets[0]
-            if primary in request.avoid or not self._replication.is_candidate(primary):
-                targets = self._replication.targets(batch.size_bytes, batch.copies, set(request.avoid))
-                if isinstance(targets, Error):
-                    return targets
-                batch.targets = targets
+        if batch.state == OPEN and batch.pages:
+            refusal = self._replication.place_again(batch, set(request.avoid))
+            if refusal is not None:
+                return refusal
         skip = [index for index, page in enumerate(request.pages) if page.name not in batch.pages]
         return self._reserved(batch, request, skip, now)
 

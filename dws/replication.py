@@ -6,7 +6,7 @@ batch, and copy orders. What must not: conditions, decisions, answers to clients
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from random import Random
 from typing import Final
 
@@ -61,7 +61,7 @@ class Replication:
         """A server reported this record of the batch. False if its bytes are not those of the others."""
         first = batch.records.setdefault(record.name, record)
         asked = batch.pages[record.name]
-        if first.digest != record.digest or (asked.digest and asked.digest != record.digest):
+        if not _is_copy(first, record) or (asked.digest and asked.digest != record.digest):
             return False
         batch.found.setdefault(number, set()).add(record.name)
         return True
@@ -93,8 +93,9 @@ class Replication:
     def order_copies(self, batch: Batch, holders: list[int], decision: int, now: float) -> None:
         """Have the copies made that are missing; orders to or from servers that died are replaced, and where
         one is suspect another is asked as well: what comes first counts."""
+        sources = [number for number in holders if self._members.by_number[number].sure] or holders
         for number, source_number in list(batch.ordered.items()):
-            if number in holders or not self.is_candidate(number) or source_number not in holders:
+            if number in holders or not self.is_candidate(number) or source_number not in sources:
                 self.cancel(batch, number)
         resting = {number for number, until in batch.failed.items() if now < until}
         taken = {*holders, *batch.ordered, *resting}
@@ -103,7 +104,7 @@ class Replication:
         missing = batch.copies - len(holders) - len(batch.ordered) + slow - len(direct)
         if not holders or missing <= 0:
             return
-        source = self._members.by_number[holders[0]]
+        source = self._members.by_number[sources[0]]
         taken.update(direct)
         preferred = [number for number in batch.targets if self.is_candidate(number)]
         unasked = [number for number in preferred if number not in taken]
@@ -168,14 +169,29 @@ class Replication:
     def targets(self, size_bytes: int, copies: int, avoid: set[int]) -> list[int] | Error:
         """Primary and backups for an upload, or why there are none."""
         drawn = self.by_upload_load(self.candidates(size_bytes))
-        chosen = list(islice(drawn, copies))
-        primary = next((number for number in chain(chosen, drawn) if number not in avoid), None)
-        if len(chosen) < copies or primary is None:
+        if avoid:
+            drawn = iter(sorted(drawn, key=avoid.__contains__))
+        targets = list(islice(drawn, copies))
+        if len(targets) < copies or targets[0] in avoid:
             return self._no_targets(copies, size_bytes)
-        targets = [primary, *(number for number in chosen if number != primary)][:copies]
         for number in targets:
             self._loads.reserve(number, size_bytes)
         return targets
+
+    def place_again(self, batch: Batch, avoid: set[int]) -> Error | None:
+        """New targets if the primary, which does not have it yet, is of no use; or why there are none. Who
+        has it is the primary then: it answers for what it has at once."""
+        primary, holders = batch.targets[0], self.holders(batch)
+        if primary in holders or (primary not in avoid and self.is_candidate(primary)):
+            return None
+        targets = self.targets(batch.size_bytes, batch.copies, avoid)
+        if not isinstance(targets, Error):
+            batch.targets = list(dict.fromkeys((*holders, *targets)))[: batch.copies]
+        elif holders:
+            batch.targets = holders
+        else:
+            return targets
+        return None
 
     def candidates(self, size_bytes: int) -> list[int]:
         """Servers that may take this much."""
@@ -208,3 +224,9 @@ class Replication:
             return Error(TryAgain.code, text, _RETRY_S)
         text = f"{copies} copies need {copies} live servers, there are {len(alive)}. "
         return Error(TooFewServers.code, text + "Start more web servers, or ask for fewer copies")
+
+
+def _is_copy(first: Record, record: Record) -> bool:
+    """Of one page of one batch: whoever serves it must say the same of it."""
+    told = (record.size, record.digest, record.content_type, record.modified)
+    return told == (first.size, first.digest, first.content_type, first.modified)

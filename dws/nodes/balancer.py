@@ -258,6 +258,7 @@ class BalancerNode:
         for service in self._services:
             service.socket.close(0)
         self._beats.close(0)
+        self._reactor.close()
         self._context.term()
         if self._recorder is not None:
             self._recorder.end("the node was stopped")

@@ -188,7 +188,8 @@ class Client:
         return PageReader(self, stream)
 
     def download(self, name: str, target: Path | BinaryIO, on_progress: OnProgress = None) -> Page:
-        """Write a page of any size to a file or stream. A file appears whole or not at all."""
+        """Write a page of any size to a file or stream. A file appears whole or not at all; a stream's
+        `write` is given bytes or memoryviews of them."""
         if isinstance(target, Path):
             return self._download_file(name, target, on_progress)
         stream = self._stream(name)

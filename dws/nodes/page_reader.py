@@ -60,7 +60,7 @@ class PageReader:
         key = record_key(name, version)
         with self._environment.begin() as txn:
             data = txn.get(inline_key(key), db=self._inline)
-        return self._get_file(name, key) if data is None else data
+            return self._get_file(name, key, txn) if data is None else data
 
     def get_each(self, pages: Iterable[tuple[str, int]]) -> Iterator[bytes | None]:
         """What `get` returns of each page, read when it is asked for, small ones all of one moment. One
@@ -70,12 +70,14 @@ class PageReader:
             for name, version in pages:
                 key = record_key(name, version)
                 data = get(inline_key(key), db=inline)
-                yield self._get_file(name, key) if data is None else data
+                yield self._get_file(name, key, txn) if data is None else data
 
-    def _get_file(self, name: str, key: bytes) -> bytes | None:
-        record = self._record(key)
-        if record is None:
+    def _get_file(self, name: str, key: bytes, txn: lmdb.Transaction) -> bytes | None:
+        """Of a page that has no bytes in the record store, as the same transaction sees it."""
+        raw = txn.get(key, db=self._tables.records)
+        if raw is None:
             return None
+        record = decode_record(raw)
         if record.size > GET_MAX_BYTES:
             raise OverBound(f"{name!r}: {record.size:,} bytes, over the bound of {GET_MAX_BYTES:,} at once")
         return self._read_file(key, record, 0, record.size)

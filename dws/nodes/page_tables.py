@@ -33,7 +33,7 @@ from dws.names import page_key
 from dws.store import Identity
 
 FORMAT: Final = b"1"
-#: Keys that are remembered, a few hundred bytes each.
+#: Keys that are remembered: 4 MiB with names of usual length, 67 MiB of the longest there can be.
 _KEYS_MAX: Final = 16_384
 
 

@@ -69,6 +69,7 @@ class Runner:
         if not self._closed:
             self._closed = True
             self._calls.close()
+            self._readiness.close()
             if self._owns_context:
                 self._context.term()
 
@@ -116,8 +117,13 @@ class Runner:
 
     def _tick_all(self) -> None:
         self._tick_at = inf
-        for operation in list(self._running):
-            self._go_on(operation, [])
+        try:
+            for operation in list(self._running):
+                self._go_on(operation, [])
+        except BaseException:
+            # Those that had not their turn yet still want it.
+            self._tick_at = 0.0
+            raise
 
     def _receive(self, socket: Any) -> bool:
         """Take some replies; whether none is left. Each may ask for more, which may be here as soon: so

@@ -116,8 +116,12 @@ class StoreLife:
         self._fault_before = None
         # Not synced, in the loop that serves: one that was cut off says as little of that death.
         partial = self.path / f"{_LIFE}.new"
-        partial.write_text(self._marker(), "utf-8")
-        os.replace(partial, self.path / _LIFE)
+        try:
+            partial.write_text(self._marker(), "utf-8")
+            os.replace(partial, self.path / _LIFE)
+        except OSError as error:
+            # A full disk, perhaps. It can serve; the next life may take the death before for a recent one.
+            _log.warning("cannot note in %s that this life has lasted: %s", self.path / _LIFE, error)
 
     def note_faults(self) -> None:
         """From now until the end, should this process die of a fault signal, it leaves word of it."""

@@ -282,6 +282,7 @@ class WebServerNode:
         self._calls.close()
         for socket in (self._service.socket, self._jobs, self._beats):
             socket.close(0)
+        self._reactor.close()
         self._context.term()
         if self._recorder is not None:
             self._recorder.end("the node was stopped")

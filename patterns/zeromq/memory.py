@@ -6,7 +6,8 @@ once, before its threads: it holds for all that the process allocates.
 
 glibc gives each freed block of megabytes back to the kernel, which maps and clears
 it anew for the next frame: for a stream of 1 MiB chunks that costs more than the
-copying. Told to keep it, a process keeps up to KEPT_BYTES that it does not use.
+copying. Told to keep it, each heap, of which there is about one a thread, keeps up
+to KEPT_BYTES that it does not use.
 """
 
 import ctypes

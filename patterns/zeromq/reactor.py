@@ -41,8 +41,8 @@ class Reactor:
         self._stopped = False
 
     def add(self, source: Source, handler: Handler, quantum: int, *, is_told: bool = False) -> None:
-        """Call handler(quantum) whenever the socket (or file descriptor) is readable. is_told: see Readiness;
-        the handler of such a socket may find nothing to read."""
+        """Call handler(quantum) whenever the socket (or descriptor that epoll takes: no file) is readable.
+        is_told: see Readiness; the handler of such a socket may find nothing to read."""
         self._readiness.add(source, is_told=is_told)
         self._handlers[source] = (handler, quantum)
 
@@ -52,6 +52,10 @@ class Reactor:
 
     def stop(self) -> None:
         self._stopped = True
+
+    def close(self) -> None:
+        """The sockets are not touched."""
+        self._readiness.close()
 
     def run(self) -> None:
         while not self._stopped:

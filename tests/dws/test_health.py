@@ -185,6 +185,23 @@ def test_nor_is_the_answer_of_a_life_before(desk: Desk) -> None:
     assert state(desk, "web-1") == "suspect"
 
 
+def test_an_older_server_answers_by_its_name(desk: Desk) -> None:
+    """Its pong has no incarnation."""
+    whole = desk.answer_of
+
+    def answer_of(figure: Figure, question: Any) -> Any:
+        return Pong(figure.name, 0, 1) if isinstance(question, Ping) else whole(figure, question)
+
+    desk.answer_of = answer_of  # type: ignore[method-assign]
+    desk.wait(2 * HASTY.probe_s)
+    assert state(desk, "web-1") == ALIVE
+    desk.answer_of = lambda figure, question: (  # type: ignore[method-assign]
+        Pong("balancer", 0, 1) if isinstance(question, Ping) else whole(figure, question)
+    )
+    desk.wait(2 * HASTY.probe_s)
+    assert state(desk, "web-1") == "suspect"
+
+
 # -- what cannot be ----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ until the test says `fsync`, so each test chooses what happens before, during an
 """
 
 import pytest
+from msgspec.structs import replace
 
 from dws.batch import CONFLICT, DECIDING, DOOMED, NEVER, OPEN, TRANSITIONS, VISIBLE
 from dws.config import Config
@@ -272,6 +273,56 @@ def test_for_a_backup_that_dies_before_it_was_brought_a_small_batch_another_copi
     desk.die(backup)
     (job,) = desk.take_jobs(Copy)
     assert job.server not in (primary.no, backup.no)
+
+
+def test_who_has_it_is_the_primary_where_the_first_one_refuses_it(desk: Desk) -> None:
+    """Its disk is full, say: the client is sent to one that answers at once, and a third one stores it."""
+    reserved, primary, backup = direct(desk)
+    (third,) = [each for each in desk.figures.values() if each not in (primary, backup)]
+    desk.store_on(backup, record("/a", reserved.version))
+    again = desk.reserve(1, page("/a"), direct=True, avoid=(primary.no,))
+    assert again.version == reserved.version and primary_of(desk, again) is backup
+    assert [each.number for each in again.backups] == [third.no]
+    desk.store_on(third, record("/a", reserved.version))
+    desk.fsync()
+    assert desk.version("/a") == reserved.version
+
+
+def test_who_is_to_be_avoided_is_no_backup_either(desk: Desk) -> None:
+    reserved, primary, _ = direct(desk)
+    again = desk.reserve(1, page("/a"), direct=True, avoid=(primary.no,))
+    assert primary.no not in (again.primary.number, *(each.number for each in again.backups))
+
+
+def test_who_has_it_is_the_primary_though_there_is_no_third_one() -> None:
+    desk = Desk("web-1", "web-2")
+    reserved, primary, backup = direct(desk)
+    desk.store_on(backup, record("/a", reserved.version))
+    assert primary_of(desk, reserved) is primary
+    again = desk.reserve(1, page("/a"), direct=True, avoid=(primary.no,))
+    assert primary_of(desk, again) is backup
+
+
+def test_a_copy_is_taken_from_a_holder_that_is_sure() -> None:
+    desk = Desk("web-1", "web-2", "web-3", "web-4")
+    reserved = desk.reserve(1, page("/a"), copies=3, direct=True)
+    first, second = primary_of(desk, reserved), desk.figure(reserved.backups[0].number)
+    for figure in (first, second):
+        desk.store_on(figure, record("/a", reserved.version))
+    fall_silent(desk, first)
+    desk.wait(1.0)
+    jobs = desk.take_jobs(Copy)
+    assert jobs and all(job.message.source.number == second.no for job in jobs)
+
+
+def test_records_of_one_version_that_say_different_things_are_no_copies(desk: Desk) -> None:
+    reserved, primary, backup = direct(desk)
+    told = record("/a", reserved.version)
+    desk.store_on(primary, told)
+    desk.store_on(backup, replace(told, content_type="text/html"))
+    desk.fsync()
+    assert desk.version("/a") == 0
+    assert "copies of /a differ" in desk.reserve(1, page("/a")).text
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,18 @@ def test_a_life_is_told_from_a_minute_by_no_wall_clock(lives: Lives, monkeypatch
     assert lives.aside == ["1"], "it was not a minute yet"
 
 
+def test_a_life_that_cannot_note_that_it_lasted_lives_on(
+    lives: Lives, caplog: pytest.LogCaptureFixture
+) -> None:
+    lives.die(lives.begin(), fault_at=1000.0)
+    life = lives.begin()
+    (lives.path / "life.json.new").mkdir()  # as good as a full disk
+    life.tick(time.monotonic() + FAULTS_WITHIN_S + 1.0)
+    assert "cannot note" in caplog.text
+    (lives.path / "life.json.new").rmdir()
+    life.end()
+
+
 def test_a_look_that_tells_nothing_changes_nothing(lives: Lives) -> None:
     lives.die(lives.begin())
     lives.walked = WalkFailed("it was killed")

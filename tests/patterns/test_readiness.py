@@ -47,7 +47,7 @@ def test_a_message_is_waited_for(pair: tuple[Socket, Socket], is_told: bool) -> 
 
 def test_what_a_use_took_the_news_of_is_found_if_it_was_told(pair: tuple[Socket, Socket]) -> None:
     near, far = pair
-    readiness = Readiness()
+    readiness = Readiness(clock=lambda: 0.0)
     readiness.add(near, is_told=True)
     readiness.wait(0)
     far.send(b"")
@@ -60,15 +60,47 @@ def test_what_a_use_took_the_news_of_is_found_if_it_was_told(pair: tuple[Socket,
     assert readiness.wait(0) == []
 
 
-def test_a_use_that_nobody_told_of_costs_one_wait(pair: tuple[Socket, Socket]) -> None:
+def test_a_use_that_nobody_told_of_costs_a_second(pair: tuple[Socket, Socket]) -> None:
     near, far = pair
-    readiness = Readiness()
+    now_s = 100.0
+    readiness = Readiness(clock=lambda: now_s)
     readiness.add(near, is_told=True)
     readiness.wait(0)
     far.send(b"")
     take_the_news(near)
-    assert readiness.wait(0.001) == []
+    now_s += 0.9
+    assert readiness.wait(0) == []
+    now_s += 0.2
     assert readiness.wait(0) == [near]
+
+
+def test_all_that_have_news_are_named_at_once(make: Make) -> None:
+    readiness = Readiness()
+    pairs = []
+    for number in range(300):
+        near, far = make(zmq.PAIR), make(zmq.PAIR)
+        near.bind(f"inproc://pair-{number}")
+        far.connect(f"inproc://pair-{number}")
+        readiness.add(near, is_told=True)
+        pairs.append((near, far))
+    readiness.wait(0)
+    for _, far in pairs:
+        far.send(b"")
+    assert len(readiness.wait(WITHIN_S)) == len(pairs)
+    readiness.close()
+
+
+def test_a_forked_process_leaves_the_parents_sockets_watched(
+    pair: tuple[Socket, Socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = pair
+    readiness = Readiness()
+    readiness.add(near, is_told=True)
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    readiness.remove(near)
+    far.send(b"")
+    assert readiness._epoll.poll(WITHIN_S), "it is the parent's as well"
 
 
 def test_of_a_socket_whose_use_nobody_tells_nothing_is_missed(pair: tuple[Socket, Socket]) -> None:
