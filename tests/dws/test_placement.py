@@ -289,7 +289,7 @@ def test_who_has_it_is_the_primary_where_the_first_one_refuses_it(desk: Desk) ->
 
 
 def test_who_is_to_be_avoided_is_no_backup_either(desk: Desk) -> None:
-    reserved, primary, _ = direct(desk)
+    _, primary, _ = direct(desk)
     again = desk.reserve(1, page("/a"), direct=True, avoid=(primary.no,))
     assert primary.no not in (again.primary.number, *(each.number for each in again.backups))
 
