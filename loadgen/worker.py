@@ -34,7 +34,7 @@ from loadgen.scenarios import Scenario, Turns, open_pages
 from loadgen.shared import NAP_S, Shared
 from loadgen.talk import Fault, Finished, Lines, Progress, Ready, Said, Work
 from loadgen.threads import LoadThread
-from patterns.zeromq.memory import keep_freed_memory
+from patterns.zeromq.process import prepare_process
 
 #: How long a thread that was woken waits for one that computes, at most; Python's own is 5 ms.
 SWITCH_INTERVAL_S: Final = 0.0005
@@ -144,7 +144,7 @@ class Team:
 def main() -> int:
     """The process that the runner executes: 0 if it measured, 1 if it could not start."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    keep_freed_memory()
+    prepare_process()
     commands = Lines(sys.stdin.fileno())
     line = commands.next(timeout_s=60.0)
     if line is None:

@@ -318,9 +318,9 @@ def _begin(settings: Settings, lifeline: int | None, flags: dict[str, Any]) -> N
         from dws.nodes.lifeline import tie
 
         tie(lifeline)
-    from patterns.zeromq.memory import keep_freed_memory
+    from patterns.zeromq.process import prepare_process
 
-    keep_freed_memory()
+    prepare_process()
     log_to_stderr(settings.get("log_level", flags["log_level"]))
 
 

@@ -55,7 +55,7 @@ class Session:
         if self._connect is not None:
             return self._connect(self.balancer, **options)
         from dws.nodes.client import connect
-        from patterns.zeromq.memory import keep_freed_memory
+        from patterns.zeromq.process import keep_freed_memory
 
         keep_freed_memory()
         return connect(self.balancer, **options)

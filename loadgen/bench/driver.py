@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from loadgen.bench import clients, jobs, limits
-from patterns.zeromq.memory import keep_freed_memory
+from patterns.zeromq.process import prepare_process
 
 _DOERS: Final[dict[type[Any], Callable[[Any, Callable[[], None]], jobs.Done]]] = {
     jobs.Echoes: limits.echoes,
@@ -36,7 +36,7 @@ class _NotWanted(Exception):
 
 
 def main() -> int:
-    keep_freed_memory()
+    prepare_process()
     if len(sys.argv) > 1:
         return _SERVERS[sys.argv[1]]()
     job: jobs.Job = msgspec.json.decode(sys.stdin.buffer.readline(), type=jobs.Job)
