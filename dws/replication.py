@@ -167,12 +167,16 @@ class Replication:
         return server.live and not server.contested
 
     def targets(self, size_bytes: int, copies: int, avoid: set[int]) -> list[int] | Error:
-        """Primary and backups for an upload, or why there are none."""
-        drawn = self.by_upload_load(self.candidates(size_bytes))
-        if avoid:
-            drawn = iter(sorted(drawn, key=avoid.__contains__))
-        targets = list(islice(drawn, copies))
-        if len(targets) < copies or targets[0] in avoid:
+        """Primary and backups for an upload, or why there are none. Who is to be avoided comes last, and is
+        no primary."""
+        chosen: list[int] = []
+        avoided: list[int] = []
+        for number in self.by_upload_load(self.candidates(size_bytes)):
+            (avoided if number in avoid else chosen).append(number)
+            if len(chosen) == copies:
+                break
+        targets = (chosen + avoided)[:copies]
+        if len(targets) < copies or not chosen:
             return self._no_targets(copies, size_bytes)
         for number in targets:
             self._loads.reserve(number, size_bytes)
