@@ -79,7 +79,6 @@ class Real:
     """The same over tcp."""
 
     def __init__(self) -> None:
-        self.context: Any = zmq.Context()
         self.sockets: list[Any] = []
         self.monitor: Monitor | None = None
         self.links: list[bool] = []
@@ -98,7 +97,9 @@ class Real:
         probe.unbind(self.endpoint)
 
     def _socket(self, kind: str, hwm: int) -> Any:
-        socket = make_socket(self.context, getattr(zmq, kind), frame_max_bytes=1000, hwm=hwm)
+        # A context for each: its end is the only word of when a closed socket's connections are gone.
+        context: Any = zmq.Context()
+        socket = make_socket(context, getattr(zmq, kind), frame_max_bytes=1000, hwm=hwm)
         if kind == "SUB":
             socket.setsockopt(zmq.SUBSCRIBE, b"")
         self.sockets.append(socket)
@@ -158,13 +159,14 @@ class Real:
             self.monitor.close()
             self.monitor = None
         socket.close(0)
+        socket.context.term()
 
     def end(self) -> None:
         if self.monitor is not None:
             self.monitor.close()
         for socket in self.sockets:
             socket.close(0)
-        self.context.term()
+            socket.context.term()
 
 
 @pytest.fixture(params=[Virtual, Real], ids=["simulated", "zeromq"])
