@@ -22,6 +22,7 @@ from dws.messages import Error, encode
 from patterns.errors import LocalError
 from patterns.request_reply import Requester
 from patterns.zeromq.calls import Calls
+from patterns.zeromq.sockets import is_readable
 
 #: Called once: with the reply, or with what became of the request instead.
 Answered = Callable[[Any], None]
@@ -66,7 +67,7 @@ class LoopCalls:
         except LocalError:
             raise Unreachable(f"{endpoint} has too many requests to answer already") from None
         # The descriptor tells of a new event once; a send may have consumed the news of a reply.
-        if _has_input(socket):
+        if is_readable(socket):
             self._schedule(socket)
         if self._timer is None:
             self._timer = self._loop.call_later(_EXPIRE_EVERY_S, self._expire)
@@ -129,7 +130,7 @@ class LoopCalls:
                 break
             (answered, endpoint, _), body, _ = received
             answered(_decoded(endpoint, body))
-        if not socket.closed and _has_input(socket):
+        if not socket.closed and is_readable(socket):
             self._schedule(socket)
 
     def _expire(self) -> None:
@@ -139,10 +140,6 @@ class LoopCalls:
             answered(Unreachable(f"no answer from {endpoint} in {timeout_s:g} s"))
         if len(requester) and self._timer is None:
             self._timer = self._loop.call_later(_EXPIRE_EVERY_S, self._expire)
-
-
-def _has_input(socket: "zmq.Socket[bytes]") -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _decoded(endpoint: str, body: memoryview) -> Any:

@@ -18,7 +18,7 @@ from dws.nodes.supervisor import Supervisor
 from loadgen.bench.driving import DriverFailed, Measured, drive
 from loadgen.bench.jobs import Lookups, Puts
 from loadgen.bench.run import Run
-from loadgen.bench.stages import WEBSERVERS, cluster, in_a_place, reads, store
+from loadgen.bench.stages import WEBSERVERS, cluster, in_a_place, nodes_of, reads, store
 
 _TINY_BYTES: Final = 16
 _FILL_PAGES: Final = 1000
@@ -157,8 +157,7 @@ def _more_servers(run: Run, place: Path) -> None:
         with cluster(place / key, count) as running:
             names = place / "names"
             store(running.endpoint, run.sizes.pages, run.sizes.page_bytes, names)
-            nodes = [(node.name, node.pid) for node in running.nodes]
             with run.watched():
-                measured = drive(reads(run, running.endpoint, names, 10), nodes)
+                measured = drive(reads(run, running.endpoint, names, 10), nodes_of(running))
         used = sum(value for name, value in measured.cpu.items() if not name.startswith("client"))
         run.note(key, used, measured)

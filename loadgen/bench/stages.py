@@ -132,6 +132,11 @@ def cluster(place: Path, webservers: int, config: Config | None = None) -> Itera
         running.stop()
 
 
+def nodes_of(running: Supervisor) -> list[tuple[str, int]]:
+    """(name, pid). Web servers as one: which of them holds a large page differs from round to round."""
+    return [("web servers" if node.role == WEBSERVER else node.role, node.pid) for node in running.nodes]
+
+
 def store(endpoint: str, count: int, size_bytes: int, names_file: Path) -> list[str]:
     """Made-up pages, and a file of their names."""
     names = [f"/page/{number}" for number in range(count)]
@@ -150,10 +155,7 @@ class Cluster:
     def __init__(self, run: Run, place: Path, running: Supervisor) -> None:
         self._run = run
         self._endpoint = running.endpoint
-        # Web servers as one: which of them holds the large page differs from round to round.
-        self._nodes = [
-            ("web servers" if node.role == WEBSERVER else node.role, node.pid) for node in running.nodes
-        ]
+        self._nodes = nodes_of(running)
         self._names_file = place / "names"
         self._names = store(running.endpoint, run.sizes.pages, run.sizes.page_bytes, self._names_file)
 

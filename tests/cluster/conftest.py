@@ -25,6 +25,7 @@ from dws.messages import Read, ReadData, ServerStatus
 from dws.nodes.page_tables import decode_identity
 from dws.nodes.processes import Backoff, NodeProcess
 from dws.nodes.supervisor import BALANCER, WEBSERVER
+from dws.store import Identity
 from patterns.request_reply import Requester
 from patterns.zeromq.calls import Calls
 from tests.waiting import until
@@ -274,15 +275,15 @@ class ClusterUnderTest:
         file = "catalog.mdb" if self.nodes[name].role == BALANCER else "store.mdb"
         return HeldDisk(self.data(name) / file)
 
-    def told(self, name: str) -> int:
-        """The highest decision number that a web server keeps on its disk."""
+    def identity(self, name: str) -> Identity:
+        """Who a web server is, and what it was told, as it lies on its disk."""
         path = str(self.data(name) / "store.mdb")
         with lmdb.open(path, subdir=False, map_size=MAP_BYTES, max_dbs=8, readonly=True) as environment:
             meta = environment.open_db(b"meta", create=False)
             with environment.begin(db=meta) as transaction:
                 raw = transaction.get(b"identity")
         assert raw is not None
-        return decode_identity(raw).decision
+        return decode_identity(raw)
 
     def copy_data(self, name: str, to: str) -> None:
         """A copy of a node's directory as it is on disk; of a node that is stopped, paused or idle."""

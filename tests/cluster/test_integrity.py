@@ -17,7 +17,6 @@ from dws.errors import Unavailable
 from dws.limits import INLINE_MAX_BYTES, MIB
 from dws.messages import NodeStats, NodeStatsAre, Verified, Verify
 from dws.names import page_key
-from dws.nodes.page_tables import decode_identity
 from tests.cluster.conftest import MAP_BYTES, ClusterUnderTest, Wire, until
 
 Make = Callable[..., ClusterUnderTest]
@@ -200,14 +199,6 @@ def test_a_request_to_verify_is_answered_with_what_is_good(cluster: Make) -> Non
 # The whole store
 
 
-def identity_of(running: ClusterUnderTest, server: str) -> bytes:
-    store = str(running.data(server) / "store.mdb")
-    with lmdb.open(store, subdir=False, map_size=MAP_BYTES, max_dbs=8, readonly=True) as environment:
-        meta = environment.open_db(b"meta", create=False)
-        with environment.begin(db=meta) as transaction:
-            return decode_identity(transaction.get(b"identity") or b"").server
-
-
 def aside(running: ClusterUnderTest, server: str) -> list[str]:
     """Why stores were set aside, the first in front."""
     found = sorted((running.data(server) / "aside").glob("[0-9]*/reason.json"))
@@ -244,12 +235,12 @@ def test_a_server_that_is_killed_again_and_again_keeps_its_store(cluster: Make) 
     pages = many_pages(200)
     with running.client() as client:
         client.put(pages)
-    before = identity_of(running, "web-1")
+    before = running.identity("web-1").server
     for _ in range(5):
         running.kill("web-1")
         running.start("web-1")
     assert aside(running, "web-1") == []
-    assert identity_of(running, "web-1") == before
+    assert running.identity("web-1").server == before
     assert running.log("web-1").count("the last life here was killed, or failed") == 5
     running.wait_alive("web-1")
     wait_two_good_copies(running, pages)
@@ -262,13 +253,13 @@ def test_two_deaths_by_a_fault_signal_set_the_store_aside(cluster: Make) -> None
     with running.client() as client:
         client.put(PAGES)
     server = running.holders("/large.bin")[0]
-    before = identity_of(running, server)
+    before = running.identity(server).server
     for deaths in (1, 2):
         running.nodes[server].signal(signal.SIGSEGV)
         assert until(running.nodes[server].exit_code, "it died") == -signal.SIGSEGV
         running.start(server)
         assert len(aside(running, server)) == deaths - 1
-    assert identity_of(running, server) != before
+    assert running.identity(server).server != before
     assert "twice" in aside(running, server)[0]
     running.wait_alive(server)
     wait_two_good_copies(running)

@@ -3,14 +3,11 @@
 import shutil
 from collections.abc import Callable
 
-import lmdb
 import pytest
 
 from dws.errors import NotFound
 from dws.messages import Hello
-from dws.nodes.page_tables import decode_identity
-from dws.store import Identity
-from tests.cluster.conftest import MAP_BYTES, ClusterUnderTest, Wire, until
+from tests.cluster.conftest import ClusterUnderTest, Wire, until
 
 Make = Callable[..., ClusterUnderTest]
 
@@ -18,19 +15,9 @@ PAGES = {f"/{number}": bytes([number]) * 1000 for number in range(20)}
 LONE = {f"/lone/{number}": bytes([number]) * 1000 for number in range(30)}
 
 
-def identity_of(running: ClusterUnderTest, name: str) -> Identity:
-    path = str(running.data(name) / "store.mdb")
-    with lmdb.open(path, subdir=False, map_size=MAP_BYTES, max_dbs=8, readonly=True) as environment:
-        meta = environment.open_db(b"meta", create=False)
-        with environment.begin(db=meta) as transaction:
-            raw = transaction.get(b"identity")
-    assert raw is not None
-    return decode_identity(raw)
-
-
 def hello_of(running: ClusterUnderTest, name: str) -> Hello:
     """The hello that a server said before it was killed."""
-    identity = identity_of(running, name)
+    identity = running.identity(name)
     endpoint = running.nodes[name].endpoint
     return Hello(
         identity.server, name, identity.incarnation, endpoint, endpoint, "", identity.cluster,

@@ -82,7 +82,10 @@ def test_a_copy_made_while_the_balancer_ran_is_behind_too(cluster: Make) -> None
         decision = client.status().decision
     for name in running.webservers:
         # Told with the answer to a hello, which is said again every few seconds.
-        until(lambda name=name: running.told(name) == decision, f"{name} was told decision {decision}")
+        until(
+            lambda name=name: running.identity(name).decision == decision,
+            f"{name} was told decision {decision}",
+        )
     running.kill("balancer")
     running.add("balancer-older", data="older")
     refused(running, "balancer-older", "old copy", f"told decision {decision}", "--rebuild")
