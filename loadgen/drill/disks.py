@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -43,24 +44,35 @@ class StalledDisk:
         self._environment.close()
 
 
-def damage(data: Path, body: bytes) -> int:
-    """Change bytes of a page wherever a server's directory has them; in how many places."""
-    middle = len(body) // 2
-    pattern = body[middle : middle + _PATTERN_BYTES]
+def damage(data: Path, bodies: Sequence[bytes]) -> list[int]:
+    """Change bytes of pages wherever a server's directory has them; in how many places, of each."""
+    patterns = [_pattern(body) for body in bodies]
     # Large pages are files; small ones lie in the record store.
     files = [data / "store.mdb", *sorted((data / "pages").glob("*/*"))]
-    return sum(_damage_file(path, pattern) for path in files if path.is_file() and path.stat().st_size)
+    found = [_damage_file(path, patterns) for path in files if path.is_file() and path.stat().st_size]
+    return [sum(places) for places in zip(*found, strict=True)] or [0] * len(bodies)
 
 
-def _damage_file(path: Path, pattern: bytes) -> int:
-    places = 0
+def _pattern(body: bytes) -> bytes:
+    middle = len(body) // 2
+    return body[middle : middle + _PATTERN_BYTES]
+
+
+def _damage_file(path: Path, patterns: Sequence[bytes]) -> list[int]:
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        at = view.find(pattern)
-        while at >= 0:
-            view[at] ^= 0xFF
-            places += 1
-            at = view.find(pattern, at + 1)
-        view.flush()
+        places = [_damage_places(view, pattern) for pattern in patterns]
+        if any(places):
+            view.flush()
+    return places
+
+
+def _damage_places(view: mmap.mmap, pattern: bytes) -> int:
+    places = 0
+    at = view.find(pattern)
+    while at >= 0:
+        view[at] ^= 0xFF
+        places += 1
+        at = view.find(pattern, at + 1)
     return places
 
 

@@ -180,8 +180,13 @@ class Corrupt(Fault):
         self._one_copy(stage)
 
     def _one_copy(self, stage: Stage) -> None:
-        name = stage.victim()
-        pages = self._held(stage, "/drill/steady/", [name])[:_DAMAGED_PAGES]
+        # Not stage.victim(): the server that came back may have dropped all that the load reads.
+        steady = {name: self._held(stage, "/drill/steady/", [name]) for name in stage.cluster.webservers}
+        holders = [name for name, held in steady.items() if held]
+        if not holders:
+            raise NotObserved("no web server holds a page that the load reads")
+        name = stage.rng.choice(holders)
+        pages = steady[name][:_DAMAGED_PAGES]
         before = self._damaged(stage, name)
         stage.strike(f"{len(pages)} pages are damaged on {name}")
         self._damage(stage, name, pages)
@@ -202,20 +207,22 @@ class Corrupt(Fault):
         stage.cluster.kill(last.name)
         stage.watch.until(lambda told: state_of(told, last.name) == DEAD, f"{last.name} is dead", WITHIN_S)
         stage.await_repaired(goal=False)
+        begun = stage.workload.now()
         stage.bring_back(last.name)
         pages = self._held(stage, "/drill/rot/", [last.name])
         pages = [name for name in pages if len(self._holders(stage, name)) > 2][:_DAMAGED_PAGES]
         if not pages:
             raise NotObserved("no page has a copy too many")
         stage.strike(f"{len(pages)} pages are damaged wherever they lie but on {last.name}")
-        for name in pages:
-            for holder in self._holders(stage, name):
-                if holder != last.name:
-                    self._damage(stage, holder, [name])
+        struck = self._damage_all_but(stage, last.name, pages)
+        if stage.workload.now() > begun + stage.cluster.config.garbage_s:
+            raise NotObserved("copies too many may be gone already; give more time: --set garbage_s=30")
         within_s = WITHIN_S + 2 * stage.cluster.config.garbage_s
         stage.watch.until(lambda told: not told.repair.surplus, "no page has a copy too many", within_s)
         stage.await_repaired(goal=False)
         self._read(stage, pages)
+        found = f"damage found on others than {last.name}"
+        stage.watch.until(lambda told: self._count_but(told, last.name) >= struck, found, WITHIN_S)
 
     def _held(self, stage: Stage, prefix: str, servers: list[str]) -> list[str]:
         """Pages that lie on all of these servers."""
@@ -235,11 +242,23 @@ class Corrupt(Fault):
             stat = client.stat([name])[0]
         return [holder.name for holder in stat.holders] if stat else []
 
+    def _damage_all_but(self, stage: Stage, spared: str, pages: list[str]) -> int:
+        """How many copies that were."""
+        held: dict[str, list[str]] = {}
+        for name in pages:
+            for holder in self._holders(stage, name):
+                if holder != spared:
+                    held.setdefault(holder, []).append(name)
+        for holder, names in held.items():
+            self._damage(stage, holder, names)
+        return sum(map(len, held.values()))
+
     def _damage(self, stage: Stage, server: str, pages: list[str]) -> None:
         shape, initial = stage.workload.shape, stage.workload.initial
-        for name in pages:
-            size = shape.page_bytes if initial[name] else _ROT_BYTES
-            if not damage(stage.data(server), body(name, initial[name], size)):
+        sizes = [shape.page_bytes if initial[name] else _ROT_BYTES for name in pages]
+        bodies = [body(name, initial[name], size) for name, size in zip(pages, sizes, strict=True)]
+        for name, places in zip(pages, damage(stage.data(server), bodies), strict=True):
+            if not places:
                 raise NotObserved(f"{name} was not found on the disk of {server}")
 
     def _read(self, stage: Stage, pages: list[str]) -> None:
@@ -253,6 +272,9 @@ class Corrupt(Fault):
     def _damaged(self, stage: Stage, name: str) -> int:
         told = stage.watch.look()
         return self._count(told, name) if told else 0
+
+    def _count_but(self, told: ClusterStatus, name: str) -> int:
+        return sum(server.damaged for server in told.servers if server.name != name)
 
     def _count(self, told: ClusterStatus, name: str) -> int:
         server = server_of(told, name)

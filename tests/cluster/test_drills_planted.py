@@ -105,7 +105,7 @@ HARMLESS = {
     ),
     "no byte changes": Bug(
         "loadgen.drill.disks",
-        "            view[at] ^= 0xFF\n",
+        "        view[at] ^= 0xFF\n",
         "",
         ["--fault", "corrupt"],
         ("damage found on",),

@@ -230,9 +230,8 @@ def test_damage_changes_a_page_wherever_it_lies(tmp_path: Path) -> None:
     (tmp_path / "pages" / "ab").mkdir(parents=True)
     (tmp_path / "store.mdb").write_bytes(bytes(10_000) + small + bytes(10_000))
     (tmp_path / "pages" / "ab" / "x").write_bytes(large)
-    assert damage(tmp_path, small) == 1
-    assert damage(tmp_path, large) == 1
-    assert damage(tmp_path, body("/other", 3, 5_000)) == 0
+    assert damage(tmp_path, [small, large]) == [1, 1]
+    assert damage(tmp_path, [body("/other", 3, 5_000)]) == [0]
     assert (tmp_path / "pages" / "ab" / "x").read_bytes() != large
 
 
