@@ -35,7 +35,7 @@ def measure_growth(run: Run) -> None:
     for keys, part in (
         (("grow-lookup-few", "grow-lookup-many", "grow-memory", "grow-sync"), _many_pages),
         (("grow-put-fresh", "grow-put-old", "grow-space-5", "grow-space-10"), _overwriting),
-        (("grow-cpu-2", "grow-cpu-8"), _more_servers),
+        (("grow-cpu-one-2", "grow-cpu-one-8", "grow-cpu-2", "grow-cpu-8"), _more_servers),
     ):
         wanted = [key for key in keys if run.wants(key)]
         if not wanted:
@@ -150,14 +150,21 @@ def _on_disk(directory: Path) -> int:
 
 def _more_servers(run: Run, place: Path) -> None:
     for count in (2, 8):
-        key = f"grow-cpu-{count}"
-        if not run.wants(key):
+        wanted = {f"grow-cpu-one-{count}": 1, f"grow-cpu-{count}": 10}
+        if not any(map(run.wants, wanted)):
             continue
         run.say(f"growth: {count} web servers")
-        with cluster(place / key, count) as running:
+        with cluster(place / str(count), count) as running:
             names = place / "names"
             store(running.endpoint, run.sizes.pages, run.sizes.page_bytes, names)
-            with run.watched():
-                measured = drive(reads(run, running.endpoint, names, 10), nodes_of(running))
-        used = sum(value for name, value in measured.cpu.items() if not name.startswith("client"))
-        run.note(key, used, measured)
+            for key, pages in wanted.items():
+                if run.wants(key):
+                    _note_read(run, running, names, key, pages)
+
+
+def _note_read(run: Run, running: Supervisor, names: Path, key: str, pages: int) -> None:
+    """The nodes' CPU for a page, in µs, with so many pages a request."""
+    with run.watched():
+        measured = drive(reads(run, running.endpoint, names, pages), nodes_of(running))
+    used = sum(value for name, value in measured.cpu.items() if not name.startswith("client"))
+    run.note(key, used, measured)
