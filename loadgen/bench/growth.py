@@ -24,6 +24,8 @@ _TINY_BYTES: Final = 16
 _FILL_PAGES: Final = 1000
 _FILL_WINDOW: Final = 4
 _OVERWRITES: Final = 10
+_WINDOW: Final = 16
+_WINDOW_A_SERVER: Final = 8
 _SOON_S: Final = 2.0
 _SYNCED_WITHIN_S: Final = 120.0
 _POLL_S: Final = 0.02
@@ -150,21 +152,21 @@ def _on_disk(directory: Path) -> int:
 
 def _more_servers(run: Run, place: Path) -> None:
     for count in (2, 8):
-        wanted = {f"grow-cpu-one-{count}": 1, f"grow-cpu-{count}": 10}
-        if not any(map(run.wants, wanted)):
+        if not run.wants(f"grow-cpu-one-{count}", f"grow-cpu-{count}"):
             continue
         run.say(f"growth: {count} web servers")
         with cluster(place / str(count), count) as running:
             names = place / "names"
             store(running.endpoint, run.sizes.pages, run.sizes.page_bytes, names)
-            for key, pages in wanted.items():
-                if run.wants(key):
-                    _note_read(run, running, names, key, pages)
+            _read(run, running, names, f"grow-cpu-one-{count}", 1, _WINDOW_A_SERVER * count)
+            _read(run, running, names, f"grow-cpu-{count}", 10, _WINDOW)
 
 
-def _note_read(run: Run, running: Supervisor, names: Path, key: str, pages: int) -> None:
-    """The nodes' CPU for a page, in µs, with so many pages a request."""
+def _read(run: Run, running: Supervisor, names: Path, key: str, pages: int, window: int) -> None:
+    """The nodes' CPU for a page, in µs."""
+    if not run.wants(key):
+        return
     with run.watched():
-        measured = drive(reads(run, running.endpoint, names, pages), nodes_of(running))
+        measured = drive(reads(run, running.endpoint, names, pages, window), nodes_of(running))
     used = sum(value for name, value in measured.cpu.items() if not name.startswith("client"))
     run.note(key, used, measured)

@@ -239,11 +239,11 @@ class SeaweedFS(Child):
         names = ["master", *(f"volume-{number}" for number in range(1, len(self._processes)))]
         return [(name, process.pid) for name, process in zip(names, self._processes, strict=True)]
 
-    def benchmark(self, what: str, count: int, size_bytes: int) -> Benchmarked:
-        """`weed benchmark`, 16 at a time: `write` stores so many files on two servers, `read` reads so many
-        at random of those that were written last."""
+    def benchmark(self, what: str, count: int, size_bytes: int, clients: int) -> Benchmarked:
+        """`weed benchmark`, so many clients at a time: `write` stores so many files on two servers, `read`
+        reads so many at random of those that were written last."""
         command = [
-            *(self._program, "benchmark", f"-master={self._endpoint}", "-c=16", f"-n={count}"),
+            *(self._program, "benchmark", f"-master={self._endpoint}", f"-c={clients}", f"-n={count}"),
             *(f"-size={size_bytes}", "-replication=001", f"-list={self._directory / 'written.txt'}"),
             "-writeOnly" if what == "write" else "-readOnly",
         ]

@@ -37,6 +37,8 @@ WEBSERVERS: Final = 4
 #: Client processes of the cluster; their requests under way together are as many as the peer's.
 _CLIENTS: Final = 2
 _READS_WINDOW: Final = 16
+#: As if there were eight times as many users.
+_MANY_WINDOW: Final = 128
 _LOOKUPS_WINDOW: Final = 32
 _PUT_PAGES: Final = 100
 _WEED_VOLUMES: Final = 2
@@ -165,7 +167,8 @@ class Cluster:
         run.drive("lookup-1", [self._lookups(1, _LOOKUPS_WINDOW)], self._nodes)
         run.drive("lookup-10", [self._lookups(10, _LOOKUPS_WINDOW)], self._nodes)
         for pages in (1, 10, 40):
-            run.drive(f"read-{pages}", self._reads(pages), self._nodes)
+            run.drive(f"read-{pages}", self._reads(pages, _READS_WINDOW), self._nodes)
+            run.drive(f"read-{pages}-many", self._reads(pages, _MANY_WINDOW), self._nodes)
         for pages in (_PUT_PAGES, 1):
             run.drive(f"put-{pages}", self._puts(pages), self._nodes)
         if run.wants("open-p50", "open-p99"):
@@ -179,8 +182,8 @@ class Cluster:
             self._endpoint, str(self._names_file), pages, window, run.seconds, run.warm_s, run.round
         )
 
-    def _reads(self, pages: int) -> list[Reads]:
-        return reads(self._run, self._endpoint, self._names_file, pages)
+    def _reads(self, pages: int, window: int) -> list[Reads]:
+        return reads(self._run, self._endpoint, self._names_file, pages, window)
 
     def _puts(self, pages: int) -> list[Puts]:
         run = self._run
@@ -224,9 +227,10 @@ class Cluster:
             run.drive("down", [Down(self._endpoint, "/large")], self._nodes)
 
 
-def reads(run: Run, endpoint: str, names_file: Path, pages: int) -> list[Reads]:
+def reads(run: Run, endpoint: str, names_file: Path, pages: int, window: int) -> list[Reads]:
+    """window: requests under way, of all clients together."""
     return [
-        Reads(endpoint, str(names_file), pages, _READS_WINDOW // _CLIENTS, run.seconds, run.warm_s,
+        Reads(endpoint, str(names_file), pages, window // _CLIENTS, run.seconds, run.warm_s,
               run.round * _CLIENTS + number)
         for number in range(_CLIENTS)
     ]  # fmt: skip
@@ -239,10 +243,13 @@ def measure_weed(run: Run, place: Path) -> None:
     run.say(f"SeaweedFS: 1 master, {_WEED_VOLUMES} volume servers")
     with SeaweedFS(place, _WEED_VOLUMES, volumes_each=30) as weed:
         run.result.versions["SeaweedFS"] = weed.version
-        if run.wants("weed-write", "weed-read"):
+        if run.wants("weed-write", "weed-read", "weed-read-many"):
             # Not counted: it makes the volumes, once for each collection.
-            weed.benchmark("write", 200, run.sizes.page_bytes)
-            _weed_benchmark(run, weed)
+            weed.benchmark("write", 200, run.sizes.page_bytes, _READS_WINDOW)
+            written = float(run.sizes.weed_files)
+            _weed_benchmark(run, weed, "weed-write", "write", _READS_WINDOW, written)
+            _weed_benchmark(run, weed, "weed-read", "read", _READS_WINDOW, 8 * written)
+            _weed_benchmark(run, weed, "weed-read-many", "read", _MANY_WINDOW, 8 * written)
         if run.wants("weed-lookup"):
             wrk = Wrk(place)
             weed.put([b"x"])
@@ -250,17 +257,18 @@ def measure_weed(run: Run, place: Path) -> None:
             _asked(run, "weed-lookup", wrk, weed.master, paths, weed.nodes)
 
 
-def _weed_benchmark(run: Run, weed: SeaweedFS) -> None:
-    per_s = {"write": float(run.sizes.weed_files), "read": 8.0 * run.sizes.weed_files}
-    for what, guess in per_s.items():
-        series = next((one for one in run.result.series if one.key == f"weed-{what}"), None)
-        rate = series.rates[-1] if series and series.rates else guess
-        before, client_s = cpu_of(weed.nodes), cpu_of_ended()
-        with run.watched():
-            found = weed.benchmark(what, max(500, round(rate * run.seconds)), run.sizes.page_bytes)
-        cpu = _cpu(weed.nodes, before, "weed benchmark", client_s, found.requests)
-        if series:
-            run.note(series.key, found.requests_per_s, Measured(0.0, 0, cpu, found.failed))
+def _weed_benchmark(run: Run, weed: SeaweedFS, key: str, what: str, clients: int, per_s: float) -> None:
+    """per_s: a guess, for the first round. Reads are of what was written last, so that is always done."""
+    series = next((one for one in run.result.series if one.key == key), None)
+    if series is None and what == "read":
+        return
+    rate = series.rates[-1] if series and series.rates else per_s
+    before, client_s = cpu_of(weed.nodes), cpu_of_ended()
+    with run.watched():
+        found = weed.benchmark(what, max(500, round(rate * run.seconds)), run.sizes.page_bytes, clients)
+    cpu = _cpu(weed.nodes, before, "weed benchmark", client_s, found.requests)
+    if series:
+        run.note(series.key, found.requests_per_s, Measured(0.0, 0, cpu, found.failed))
 
 
 def _cpu(

@@ -21,8 +21,11 @@ CLUSTER: Final = {
     "lookup-1": ("lookups, one name a request, 32 outstanding", "names/s"),
     "lookup-10": ("lookups, ten names a request, 32 outstanding", "names/s"),
     "read-1": ("4 KiB reads, one page a request, 16 outstanding", "pages/s"),
-    "read-10": ("4 KiB reads, ten pages a request", "pages/s"),
-    "read-40": ("4 KiB reads, forty pages a request", "pages/s"),
+    "read-1-many": ("4 KiB reads, one page a request, 128 outstanding", "pages/s"),
+    "read-10": ("4 KiB reads, ten pages a request, 16 outstanding", "pages/s"),
+    "read-10-many": ("4 KiB reads, ten pages a request, 128 outstanding", "pages/s"),
+    "read-40": ("4 KiB reads, forty pages a request, 16 outstanding", "pages/s"),
+    "read-40-many": ("4 KiB reads, forty pages a request, 128 outstanding", "pages/s"),
     "put-100": ("4 KiB writes, batches of 100, two fsynced copies", "pages/s"),
     "put-1": ("4 KiB writes one at a time, 16 clients, two fsynced", "pages/s"),
     "open-p50": ("open load at half of capacity: p50", "µs"),
@@ -34,6 +37,7 @@ WEED: Final = {
     "weed-lookup": ("SeaweedFS master /dir/lookup, wrk -t1 -c32", "names/s"),
     "weed-write": ("weed benchmark -c 16 -replication 001: writes", "pages/s"),
     "weed-read": ("weed benchmark -c 16: reads", "pages/s"),
+    "weed-read-many": ("weed benchmark -c 128: reads", "pages/s"),
 }
 HTTP_DWS: Final = {
     "http-gateway": ("dws gateway: redirect with lookup, wrk -t1 -c32", "requests/s"),
@@ -54,10 +58,10 @@ GROWTH: Final = {
     "grow-put-old": ("puts after overwriting everything ten times", "pages/s"),
     "grow-space-5": ("bytes on disk after overwriting five times", "MB"),
     "grow-space-10": ("bytes on disk after overwriting ten times", "MB"),
-    "grow-cpu-one-2": ("CPU a page read, one a request, 2 web servers", "µs"),
-    "grow-cpu-one-8": ("CPU a page read, one a request, 8 web servers", "µs"),
-    "grow-cpu-2": ("CPU a page read, ten a request, 2 web servers", "µs"),
-    "grow-cpu-8": ("CPU a page read, ten a request, 8 web servers", "µs"),
+    "grow-cpu-one-2": ("CPU a page read, one a request, 8 outstanding a server, 2 servers", "µs"),
+    "grow-cpu-one-8": ("CPU a page read, one a request, 8 outstanding a server, 8 servers", "µs"),
+    "grow-cpu-2": ("CPU a page read, ten a request, 16 outstanding, 2 servers", "µs"),
+    "grow-cpu-8": ("CPU a page read, ten a request, 16 outstanding, 8 servers", "µs"),
 }
 ROUNDS: Final = {**BARE, **CLUSTER, **WEED, **HTTP_DWS, **HTTP_WEED, **HTTP_NGINX}
 ALL: Final = {**ROUNDS, **GROWTH}
@@ -68,6 +72,9 @@ GOALS: Final = (
     Goal("read-1", "weed-read", 1.5, "4 KiB reads, one page a request, against weed benchmark"),
     Goal("read-10", "weed-read", 5, "4 KiB reads, ten pages a request, against weed benchmark"),
     Goal("read-40", "weed-read", 8, "4 KiB reads, forty pages a request, against weed benchmark"),
+    Goal("read-1-many", "weed-read-many", 1.5, "one page a request, 128 outstanding on both sides"),
+    Goal("read-10-many", "weed-read-many", 5, "ten pages a request, 128 outstanding"),
+    Goal("read-40-many", "weed-read-many", 8, "forty pages a request, 128 outstanding"),
     Goal("put-100", "weed-write", 6, "4 KiB writes, batches of 100, fsynced, against weed, not fsynced"),
     Goal("put-1", "weed-write", 1, "4 KiB writes one at a time, fsynced, against weed, not fsynced"),
     Goal("down", "chunks", 0.6, "1 GiB down against the bare chunk stream"),
@@ -86,8 +93,8 @@ GOALS: Final = (
     Goal("grow-sync", "", 200_000, "page copies synchronised a second"),
     Goal("grow-put-old", "grow-put-fresh", 0.8, "puts after overwriting ten times against fresh ones"),
     Goal("grow-space-10", "grow-space-5", 1.2, "space, overwritten ten times against five", at_most=True),
-    Goal("grow-cpu-one-8", "grow-cpu-one-2", 1.2, "CPU a page read, 8 web servers against 2", at_most=True),
-    Goal("grow-cpu-8", "grow-cpu-2", 1.2, "the same, ten pages a request", at_most=True),
+    Goal("grow-cpu-one-8", "grow-cpu-one-2", 1.2, "CPU a page read, 8 servers against 2", at_most=True),
+    Goal("grow-cpu-8", "grow-cpu-2", 1.2, "the same, ten a request, no more load", at_most=True),
 )  # fmt: skip
 
 #: For --only: what to say for several keys at once.
@@ -97,7 +104,17 @@ GROUPS: Final = {
     "weed": tuple(WEED),
     "http": (*HTTP_DWS, *HTTP_WEED, *HTTP_NGINX),
     "lookups": ("echo", "echo-idle", "lookup-idle", "lookup-1", "lookup-10", "weed-lookup"),
-    "reads": ("echo", "read-1", "read-10", "read-40", "weed-read"),
+    "reads": (
+        "echo",
+        "read-1",
+        "read-10",
+        "read-40",
+        "weed-read",
+        "read-1-many",
+        "read-10-many",
+        "read-40-many",
+        "weed-read-many",
+    ),
     "writes": ("lmdb", "append", "put-100", "put-1", "weed-write"),
     "large": ("chunks", "append-large", "up", "down"),
     "open": ("open-p50", "open-p99"),
