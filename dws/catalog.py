@@ -11,53 +11,17 @@ grouped by holders, so that what a server's loss concerns is found without a wal
 """
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from msgspec import Struct
-
+from dws.entries import Entry, Group, GroupKey, Pages, pack, regroup, unpack_head
 from dws.limits import MANIFEST_BUCKETS
 from dws.messages import Record
 from dws.names import bucket_of, page_key, record_hash
 
 _MASK_64 = (1 << 64) - 1
-
-
-class Entry(Struct, gc=False):
-    """A visible page. Small on purpose: there may be millions.
-
-    copies: how many it is to have; 0: as many as the cluster is set to.
-    holders: numbers of the servers that hold this version, ascending; one shared
-        tuple object for each distinct set.
-    """
-
-    version: int
-    size: int
-    digest: bytes
-    list_digest: bytes
-    batch: bytes
-    content_type: str
-    modified: float
-    format: int
-    copies: int
-    holders: tuple[int, ...]
-
-    def record(self, name: str) -> Record:
-        return Record(
-            name, self.version, self.batch, self.size, self.digest, self.list_digest,
-            self.content_type, self.modified, self.format, self.copies,
-        )  # fmt: skip
-
-
-#: (copies wanted, as in Entry; holders)
-GroupKey = tuple[int, tuple[int, ...]]
-
-
-class Group(Struct):
-    """Pages that want the same number of copies and lie on the same servers."""
-
-    names: dict[str, None] = {}  # a set that keeps an order
-    size_bytes: int = 0
+#: What unpack_head would say of a page that is not in the catalog: no version is 0.
+_NO_PAGE = (0, 0, 0, b"", 0)
 
 
 class Picture:
@@ -85,58 +49,72 @@ class Picture:
 
 class Catalog:
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self.pages: dict[str, Entry] = {}
+        self.packed: dict[str, bytes] = {}
+        """Name → page, as in entries.py: what lookups read."""
+        self.numbered: dict[int, Group] = {}
+        """The groups again, by the numbers that packed pages have of them."""
+        self.pages: Mapping[str, Entry] = Pages(self.packed, self.numbered)
+        """The same pages for everybody else."""
         self.pictures: dict[int, Picture] = {}
         self.bytes_visible = 0
         self.groups: dict[GroupKey, Group] = {}
         """All pages; copies are counted from it."""
-        self._tuples: dict[tuple[int, ...], tuple[int, ...]] = {(): ()}
-        self._types: dict[str, str] = {}
+        self._free_numbers: list[int] = []
         self._sorted: list[str] | None = []
         for record in records:
-            self._insert(record, ())
+            self._insert(record.name, record, ())
 
     # -- what is visible ------------------------------------------------------------
 
     def show(self, record: Record, holders: Iterable[int], now: float) -> None:
         """Make a version visible; `holders` had it reported as a stray before."""
-        self._retire(record.name, now)
+        name = self._retire(record.name, now) or record.name
         holding = []
         for server in holders:
             picture = self.pictures.get(server)
-            if picture is not None and picture.strays.pop((record.name, record.version), None) is not None:
+            if picture is not None and picture.strays.pop((name, record.version), None) is not None:
                 holding.append(server)
-        self._insert(record, tuple(sorted(holding)))
+        self._insert(name, record, tuple(sorted(holding)))
 
     def hide(self, name: str, now: float) -> bool:
         """Take a page out of the catalog. False if it was not in it."""
-        if name not in self.pages:
+        if self._retire(name, now) is None:
             return False
-        self._retire(name, now)
-        del self.pages[name]
+        del self.packed[name]
         self._sorted = None
         return True
 
-    def _insert(self, record: Record, holders: tuple[int, ...]) -> None:
-        if record.name not in self.pages:
+    def _insert(self, name: str, record: Record, holders: tuple[int, ...]) -> None:
+        if name not in self.packed:
             self._sorted = None
-        content_type = self._types.setdefault(record.content_type, record.content_type)
-        self.pages[record.name] = Entry(
-            record.version, record.size, record.digest, record.list_digest, record.batch,
-            content_type, record.modified, record.format, record.copies, self._shared(holders),
-        )  # fmt: skip
-        self._group(record.name, self.pages[record.name])
+        group = self._group(record.copies, holders)
+        self.packed[name] = pack(record, group.number)
+        group.names[name] = name
+        group.size_bytes += record.size
         self.bytes_visible += record.size
 
-    def _retire(self, name: str, now: float) -> None:
-        """The visible version of `name`, if any, becomes a stray wherever it lies."""
-        entry = self.pages.get(name)
-        if entry is None:
-            return
-        for server in entry.holders:
-            self.pictures[server].strays[(name, entry.version)] = now
-        self._ungroup(name, entry)
-        self.bytes_visible -= entry.size
+    def _retire(self, name: str, now: float) -> str | None:
+        """The visible version of `name`, if any, becomes a stray wherever it lies. Returns the object that
+        is kept of the name, None if there is no such page."""
+        packed = self.packed.get(name)
+        if packed is None:
+            return None
+        number, version, size, _, _ = unpack_head(packed)
+        group = self.numbered[number]
+        name = self._leave(group, name, size)
+        for server in group.holders:
+            self.pictures[server].strays[(name, version)] = now
+        self.bytes_visible -= size
+        return name
+
+    def visible(self, name: str) -> tuple[int, bytes] | None:
+        """(version, digest) of a page, None if it is not in the catalog: what most want to know, at less
+        than its entry costs."""
+        packed = self.packed.get(name)
+        if packed is None:
+            return None
+        _, version, _, digest, _ = unpack_head(packed)
+        return version, digest
 
     # -- who holds what --------------------------------------------------------------
 
@@ -150,41 +128,46 @@ class Catalog:
         picture = self.pictures[server]
         if (name, version) in picture.strays:
             return False
-        entry = self.pages.get(name)
-        visible = entry is not None and entry.version == version and entry.digest == record.digest
-        if entry is None or not visible or (name, version) in picture.disowned:
+        packed = self.packed.get(name)
+        number, visible, size, digest, _ = unpack_head(packed) if packed is not None else _NO_PAGE
+        if visible != version or digest != record.digest or (name, version) in picture.disowned:
             picture.strays[(name, version)] = now
-        elif server in entry.holders:
-            return False
         else:
-            self._set_holders(name, entry, tuple(sorted((*entry.holders, server))))
+            group = self.numbered[number]
+            holders = group.holders
+            if server in holders:
+                return False
+            self._move(name, size, group, tuple(sorted((*holders, server))))
         picture.account(key or page_key(name), version, +1)
         return True
 
     def release(self, server: int, name: str, version: int) -> bool:
         """The server was reported to hold this record no longer. False if that was known."""
         picture = self.pictures[server]
-        entry = self.pages.get(name)
-        if entry is not None and entry.version == version and server in entry.holders:
-            self._set_holders(name, entry, tuple(holder for holder in entry.holders if holder != server))
+        if self._is_copy(server, name, version):
+            self._take_from(server, name)
         elif picture.strays.pop((name, version), None) is None:
             return False
         picture.account(page_key(name), version, -1)
         return True
 
     def holds(self, server: int, name: str, version: int) -> bool:
-        entry = self.pages.get(name)
-        if entry is not None and entry.version == version and server in entry.holders:
-            return True
-        return (name, version) in self.pictures[server].strays
+        return self._is_copy(server, name, version) or (name, version) in self.pictures[server].strays
+
+    def _is_copy(self, server: int, name: str, version: int) -> bool:
+        """Whether the server holds this version, and it is the visible one."""
+        packed = self.packed.get(name)
+        if packed is None:
+            return False
+        number, visible, _, _, _ = unpack_head(packed)
+        return visible == version and server in self.numbered[number].holders
 
     def disown(self, server: int, name: str, version: int, now: float) -> None:
         """A copy of the visible version counts no more, though it is there: it is about to be dropped."""
-        entry = self.pages[name]
-        assert entry.version == version and server in entry.holders
+        assert self._is_copy(server, name, version)
         self.pictures[server].disowned.add((name, version))
         self.pictures[server].strays[(name, version)] = now
-        self._set_holders(name, entry, tuple(holder for holder in entry.holders if holder != server))
+        self._take_from(server, name)
 
     def drop_over(self, server: int, name: str, version: int) -> None:
         """No drop of what was disowned can come any more: from the next report on it counts again."""
@@ -198,8 +181,7 @@ class Catalog:
         self.pictures[server] = Picture()
         for key in [key for key in self.groups if server in key[1]]:
             for name in list(islice(self.groups[key].names, limit)):
-                entry = self.pages[name]
-                self._set_holders(name, entry, tuple(number for number in key[1] if number != server))
+                self._take_from(server, name)
                 limit -= 1
             if limit <= 0:
                 return False
@@ -217,41 +199,49 @@ class Catalog:
         return held
 
     def _records_of(self, server: int) -> Iterator[tuple[str, int]]:
-        for name, entry in self.pages.items():
-            if server in entry.holders:
-                yield name, entry.version
+        for key, group in self.groups.items():
+            if server in key[1]:
+                for name in group.names:
+                    yield name, unpack_head(self.packed[name])[1]
         yield from list(self.pictures[server].strays)
 
-    def _set_holders(self, name: str, entry: Entry, holders: tuple[int, ...]) -> None:
-        self._ungroup(name, entry)
-        entry.holders = self._shared(holders)
-        self._group(name, entry)
+    def _take_from(self, server: int, name: str) -> None:
+        """The server's copy of a page counts no more."""
+        number, _, size, _, _ = unpack_head(self.packed[name])
+        group = self.numbered[number]
+        self._move(name, size, group, tuple(holder for holder in group.holders if holder != server))
 
-    def _group(self, name: str, entry: Entry) -> None:
-        key = (entry.copies, entry.holders)
-        group = self.groups.get(key)
+    def _move(self, name: str, size: int, old: Group, holders: tuple[int, ...]) -> None:
+        """A page of `old` has these holders from now on."""
+        group = self._group(old.copies, holders)
+        name = self._leave(old, name, size)
+        group.names[name] = name
+        group.size_bytes += size
+        self.packed[name] = regroup(self.packed[name], group.number)
+
+    def _group(self, copies: int, holders: tuple[int, ...]) -> Group:
+        group = self.groups.get((copies, holders))
         if group is None:
-            group = self.groups[key] = Group()
-        group.names[name] = None
-        group.size_bytes += entry.size
+            # Without a free one all numbers below are given.
+            number = self._free_numbers.pop() if self._free_numbers else len(self.numbered)
+            group = self.groups[copies, holders] = self.numbered[number] = Group(number, copies, holders)
+        return group
 
-    def _ungroup(self, name: str, entry: Entry) -> None:
-        key = (entry.copies, entry.holders)
-        group = self.groups[key]
-        del group.names[name]
-        group.size_bytes -= entry.size
+    def _leave(self, group: Group, name: str, size: int) -> str:
+        """Take a page out of its group. Returns the object that is kept of its name."""
+        name = group.names.pop(name)
+        group.size_bytes -= size
         if not group.names:
-            del self.groups[key]
-
-    def _shared(self, holders: tuple[int, ...]) -> tuple[int, ...]:
-        return self._tuples.setdefault(holders, holders)
+            del self.groups[group.key], self.numbered[group.number]
+            self._free_numbers.append(group.number)
+        return name
 
     # -- listing -------------------------------------------------------------------------
 
     def names_from(self, prefix: str, after: str, limit: int) -> tuple[list[str], bool]:
         """Names with a prefix, in order, after `after`; and whether more follow."""
         if self._sorted is None:
-            self._sorted = sorted(self.pages)
+            self._sorted = sorted(self.packed)
         names = self._sorted
         start = bisect.bisect_right(names, after) if after >= prefix else bisect.bisect_left(names, prefix)
         found: list[str] = []
@@ -278,7 +268,9 @@ class Catalog:
         grouped: dict[GroupKey, dict[str, None]] = {}
         for name, entry in self.pages.items():
             grouped.setdefault((entry.copies, entry.holders), {})[name] = None
-        assert {key: group.names for key, group in self.groups.items()} == grouped
+        assert {key: dict.fromkeys(group.names) for key, group in self.groups.items()} == grouped
+        assert all(group.number == number for number, group in self.numbered.items())
+        assert {group.key: group for group in self.numbered.values()} == self.groups
         for group in self.groups.values():
             assert group.size_bytes == sum(self.pages[name].size for name in group.names)
         assert sum(entry.size for entry in self.pages.values()) == self.bytes_visible

@@ -84,14 +84,14 @@ class Garbage:
     def _is_visible(self, name: str, version: int) -> bool:
         """A copy of the visible version that differs from it counts for nothing; but which one is damaged
         is not for this part to say."""
-        entry = self._catalog.pages.get(name)
-        return entry is not None and entry.version == version
+        visible = self._catalog.visible(name)
+        return visible is not None and visible[0] == version
 
     def _from_before_rebuild(self, name: str, version: int) -> bool:
         if not self._head.rebuilt:
             return False
-        entry = self._catalog.pages.get(name)
-        superseded = entry is not None and entry.version > version
+        visible = self._catalog.visible(name)
+        superseded = visible is not None and visible[0] > version
         # A rebuild raises the epoch by REBUILD_EPOCH_STEP, so it shows in the upper bits.
         older = epoch_of(version) // REBUILD_EPOCH_STEP < self._head.epoch // REBUILD_EPOCH_STEP
         return older and not superseded

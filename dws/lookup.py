@@ -12,6 +12,7 @@ from typing import Any, Final
 from dws.catalog import Catalog
 from dws.choices import Choices
 from dws.config import Config
+from dws.entries import HEAD_BYTES, unpack_head
 from dws.health import Health
 from dws.load import Loads
 from dws.membership import DEAD, Members
@@ -51,7 +52,7 @@ class Lookup:
 
     def locate(self, request: Locate, now: float) -> Located:
         """Versions and holders of pages, best holder first, each counted as an assignment."""
-        pages = self._catalog.pages
+        pages, groups = self._catalog.packed, self._catalog.numbered
         loads, far_s, per_page_s = self._loads.download, self._loads.far_s, self._loads.per_page_s
         live_of, policy, rng = self._live_of, self._policy, self._rng
         avoid = self._complaints(request.avoid, now) if request.avoid else None
@@ -59,11 +60,12 @@ class Lookup:
         found: list[Any] = []
         later: list[Later] = []
         for name in request.names:
-            entry = pages.get(name)
-            if entry is None:
+            packed = pages.get(name)
+            if packed is None:
                 found.append(None)
                 continue
-            holders = entry.holders
+            number, version, size, digest, list_bytes = unpack_head(packed)
+            holders = groups[number].holders
             live: Any = live_of.get(holders)
             if live is None:
                 live = self.find_live(holders)
@@ -80,7 +82,8 @@ class Lookup:
                 loads[best] = (ends if ends > idle else idle) + per_page_s[best]
             else:
                 later.append(self._later(len(found), holders))
-            found.append((entry.version, entry.size, entry.digest, entry.list_digest, live))
+            list_digest = packed[HEAD_BYTES : HEAD_BYTES + list_bytes] if list_bytes else b""
+            found.append((version, size, digest, list_digest, live))
         if now >= self.choices.due and found and found[-1]:
             self.choices.note(name, found[-1], holders, avoid, self._loads, now)
         self._counters["lookups"] += 1

@@ -307,8 +307,8 @@ class Placement:
         """Names whose visible version is not the wanted one."""
         failing = []
         for name, wanted in conditions.items():
-            entry = self._catalog.pages.get(name)
-            version = entry.version if entry else 0
+            visible = self._catalog.visible(name)
+            version = visible[0] if visible else 0
             unwritten = None if visible_only else self._decisions.unwritten(name)
             if unwritten is not None:
                 version = unwritten[1]

@@ -41,11 +41,11 @@ class Plausibility:
         effects: Effects = []
         newest = self._placement.newest_version
         for record in records:
-            entry = self._catalog.pages.get(record.name)
+            visible = self._catalog.visible(record.name)
             if record.version > newest:
                 text = f"{record.name} version {format_version(record.version)}"
                 effects += self.refuse(server, NEVER_GIVEN, text)
-            elif entry is not None and entry.version == record.version and entry.digest != record.digest:
+            elif visible is not None and visible[0] == record.version and visible[1] != record.digest:
                 effects += self.refuse(server, OTHER_BYTES, record.name)
         return effects
 

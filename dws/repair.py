@@ -14,10 +14,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from dws.catalog import Catalog, Entry, GroupKey
+from dws.catalog import Catalog
 from dws.config import Config
 from dws.decisions import Decisions
 from dws.effects import Ask, Effects, Log
+from dws.entries import Entry, GroupKey
 from dws.errors import IntegrityError
 from dws.limits import MIB
 from dws.load import Loads

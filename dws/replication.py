@@ -76,9 +76,10 @@ class Replication:
     def has_already(self, page: PutPage, copies: int) -> bool:
         """Whether the visible version has these bytes and this type, on enough live servers, and is to stay
         on as many."""
-        entry = self._catalog.pages.get(page.name)
-        if entry is None or not page.digest or page.digest != entry.digest:
+        visible = self._catalog.visible(page.name)
+        if visible is None or not page.digest or page.digest != visible[1]:
             return False
+        entry = self._catalog.pages[page.name]
         if page.content_type != entry.content_type or (entry.copies or self._default_copies) < copies:
             return False
         return sum(self._members.by_number[number].live for number in entry.holders) >= copies

@@ -17,9 +17,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from dws.catalog import Catalog, GroupKey
+from dws.catalog import Catalog
 from dws.config import Config
 from dws.effects import Ask, Effects
+from dws.entries import GroupKey
 from dws.membership import JOINING, Members, Server
 from dws.messages import NodeStats
 

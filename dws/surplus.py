@@ -19,10 +19,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from dws.catalog import Catalog, GroupKey
+from dws.catalog import Catalog
 from dws.config import Config
 from dws.decisions import Decisions
 from dws.effects import Ask, Effects
+from dws.entries import GroupKey
 from dws.limits import BATCH_MAX_PAGES, VERIFY_MAX_BYTES
 from dws.load import Loads
 from dws.membership import ALIVE, Members

@@ -1,0 +1,124 @@
+"""A visible page as the balancer keeps it in memory: one bytes object.
+
+What lives here: how it is packed, and the entry that is made of it for whoever wants
+more than lookups do. What must not: which pages there are and who holds them (catalog.py).
+
+There may be millions, and a lookup finds each in memory that no cache holds: as an
+object with one more for each of its fields a page took twice the bytes, and a lookup
+waited for memory twice as often. What lookups need comes first:
+
+| bytes | what |
+| --- | --- |
+| 4 | number of the group it is in (catalog.py) |
+| 8 | version |
+| 8 | size |
+| 32 | digest |
+| 1 | length of the list digest |
+| 0 to 32 | list digest |
+| the rest | batch, content type, modified, format, in msgpack |
+"""
+
+from collections.abc import Iterator, Mapping
+from struct import Struct as Layout
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from dws.messages import Record, encode
+
+_HEAD: Final = Layout("<IQQ32sB")
+HEAD_BYTES: Final = _HEAD.size
+_GROUP_BYTES: Final = 4
+#: (group, version, size, digest, length of the list digest, which follows at HEAD_BYTES)
+unpack_head: Final = _HEAD.unpack_from
+_decode_rest = msgspec.msgpack.Decoder(tuple[bytes, str, float, int]).decode
+
+
+class Entry(Struct, gc=False):
+    """A visible page, as it was when somebody asked.
+
+    copies: how many it is to have; 0: as many as the cluster is set to.
+    holders: numbers of the servers that hold this version, ascending.
+    """
+
+    version: int
+    size: int
+    digest: bytes
+    list_digest: bytes
+    batch: bytes
+    content_type: str
+    modified: float
+    format: int
+    copies: int
+    holders: tuple[int, ...]
+
+    def record(self, name: str) -> Record:
+        return Record(
+            name, self.version, self.batch, self.size, self.digest, self.list_digest,
+            self.content_type, self.modified, self.format, self.copies,
+        )  # fmt: skip
+
+
+#: (copies wanted, as in Entry; holders)
+GroupKey = tuple[int, tuple[int, ...]]
+
+
+class Group(Struct):
+    """Pages that want the same number of copies and lie on the same servers.
+
+    names: each → itself, the one object that is kept of it; in the order in which they came.
+    """
+
+    number: int
+    copies: int
+    holders: tuple[int, ...]
+    names: dict[str, str] = {}
+    size_bytes: int = 0
+
+    @property
+    def key(self) -> GroupKey:
+        return self.copies, self.holders
+
+
+def pack(record: Record, group: int) -> bytes:
+    rest = encode((record.batch, record.content_type, record.modified, record.format))
+    list_digest = record.list_digest
+    head = _HEAD.pack(group, record.version, record.size, record.digest, len(list_digest))
+    return b"".join((head, list_digest, rest))
+
+
+def regroup(packed: bytes, group: int) -> bytes:
+    """The same page in another group."""
+    return group.to_bytes(_GROUP_BYTES, "little") + packed[_GROUP_BYTES:]
+
+
+class Pages(Mapping[str, Entry]):
+    """Packed pages, by name, as entries: each is made when it is asked for, and follows no later change."""
+
+    def __init__(self, packed: Mapping[str, bytes], groups: Mapping[int, Group]) -> None:
+        self._packed = packed
+        self._groups = groups
+
+    def __getitem__(self, name: str) -> Entry:
+        packed = self._packed[name]
+        number, version, size, digest, list_bytes = unpack_head(packed)
+        batch, content_type, modified, form = _decode_rest(packed[HEAD_BYTES + list_bytes :])
+        group = self._groups[number]
+        list_digest = packed[HEAD_BYTES : HEAD_BYTES + list_bytes]
+        return Entry(
+            version, size, digest, list_digest, batch, content_type, modified, form,
+            group.copies, group.holders,
+        )  # fmt: skip
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._packed else default
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._packed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
