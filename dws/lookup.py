@@ -6,6 +6,8 @@ for a hundred thousand names a second.
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from operator import itemgetter
 from random import Random
 from typing import Any, Final
 
@@ -23,6 +25,23 @@ _RETRY_S: Final = 0.1
 #: Pages that a server may be behind another and still be chosen, for a request that goes there anyway: what
 #: a Fetch of its own costs all that take part in it.
 _GATHER_PAGES: Final = 8
+
+
+def _take(pages: dict[str, bytes], names: list[str]) -> Sequence[bytes | None]:
+    """The pages of these names, None where there is none.
+
+    Among a million each step on the way to one waits for memory. After the hashes, in a loop that has
+    little else to do, the processor waits for several pages at once.
+    """
+    if len(names) > 1:
+        hash(tuple(names))
+        try:
+            some: tuple[bytes, ...] = itemgetter(*names)(pages)
+        except KeyError:
+            pass
+        else:
+            return some
+    return [pages.get(name) for name in names]
 
 
 class Lookup:
@@ -59,8 +78,7 @@ class Lookup:
         gathers, chosen = self._gathers, set[int]()
         found: list[Any] = []
         later: list[Later] = []
-        for name in request.names:
-            packed = pages.get(name)
+        for packed in _take(pages, request.names):
             if packed is None:
                 found.append(None)
                 continue
@@ -85,7 +103,7 @@ class Lookup:
             list_digest = packed[HEAD_BYTES : HEAD_BYTES + list_bytes] if list_bytes else b""
             found.append((version, size, digest, list_digest, live))
         if now >= self.choices.due and found and found[-1]:
-            self.choices.note(name, found[-1], holders, avoid, self._loads, now)
+            self.choices.note(request.names[-1], found[-1], holders, avoid, self._loads, now)
         self._counters["lookups"] += 1
         self._counters["names looked up"] += len(found)
         table = self._members.table
