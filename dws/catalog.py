@@ -42,8 +42,8 @@ class Picture:
         self.disowned: set[tuple[str, int]] = set()
 
     def account(self, key: bytes, version: int, sign: int) -> None:
-        bucket = bucket_of(key)
-        self.sums[bucket] = (self.sums[bucket] + sign * record_hash(key, version)) & _MASK_64
+        sums, bucket = self.sums, bucket_of(key)
+        sums[bucket] = (sums[bucket] + sign * record_hash(key, version)) & _MASK_64
         self.count += sign
 
 
@@ -124,14 +124,14 @@ class Catalog:
         A record of the visible version with other bytes is none of its copies, but a stray; so is one that
         was disowned.
         """
-        name, version = record.name, record.version
+        name, version = copy = record.name, record.version
         picture = self.pictures[server]
-        if (name, version) in picture.strays:
+        if copy in picture.strays:
             return False
         packed = self.packed.get(name)
         number, visible, size, digest, _ = unpack_head(packed) if packed is not None else _NO_PAGE
-        if visible != version or digest != record.digest or (name, version) in picture.disowned:
-            picture.strays[(name, version)] = now
+        if visible != version or digest != record.digest or copy in picture.disowned:
+            picture.strays[copy] = now
         else:
             group = self.numbered[number]
             holders = group.holders

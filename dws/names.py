@@ -18,6 +18,7 @@ from dws.limits import COUNTER_BITS, EPOCH_BITS, MANIFEST_BUCKETS, NAME_MAX_BYTE
 _COUNTER_MASK: Final = (1 << COUNTER_BITS) - 1
 _MASK_64: Final = (1 << 64) - 1
 _SUMS: Final = struct.Struct(f">{MANIFEST_BUCKETS}Q")
+_unpack_tail: Final = struct.Struct(">Q").unpack_from
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
 # One or more non-empty segments; the root page is "/". A trailing slash would
@@ -80,7 +81,8 @@ def record_hash(key: bytes, version: int) -> int:
     The key is already uniform, so mixing the version in by a multiplication
     (Fibonacci hashing) is enough to tell two versions of one page apart.
     """
-    mixed = (int.from_bytes(key[8:16]) ^ (version * _GOLDEN)) * _GOLDEN & _MASK_64
+    (tail,) = _unpack_tail(key, 8)
+    mixed: int = (tail ^ (version * _GOLDEN)) * _GOLDEN & _MASK_64
     return mixed ^ (mixed >> 29)
 
 
