@@ -51,6 +51,8 @@ from dws.store import (
 )
 
 LOG_MAX_CHANGES: Final = 1024
+#: Forgotten together, when that is reached: to forget one with each commit made each write two pages more.
+_FORGOTTEN_CHANGES: Final = 64
 # A change of 1,000 pages with the longest names takes 1.4 MiB, so the count alone would bound little.
 LOG_MAX_BYTES: Final = 64 * MIB
 _DIGEST_BYTES: Final = 32
@@ -339,9 +341,10 @@ class PageTransaction:
         cursor = self._txn.cursor(db=self._tables.changes)
         cursor.first()
         oldest = int.from_bytes(cursor.key())
-        while oldest < self._number and (
-            self._number - oldest >= LOG_MAX_CHANGES or self._log_bytes > LOG_MAX_BYTES
-        ):
+        kept = LOG_MAX_CHANGES
+        if self._number - oldest >= kept:
+            kept -= _FORGOTTEN_CHANGES
+        while oldest < self._number and (self._number - oldest >= kept or self._log_bytes > LOG_MAX_BYTES):
             self._log_bytes -= len(cursor.value())
             cursor.delete()  # which moves on to the next
             oldest += 1

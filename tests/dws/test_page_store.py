@@ -583,17 +583,26 @@ def test_a_manifest_cursor_need_not_be_held_any_more(store: LmdbPageStore) -> No
 
 def test_the_log_keeps_the_last_changes(opener: Opener) -> None:
     store = opener()
-    count = page_transaction.LOG_MAX_CHANGES + 30
+    most, step = page_transaction.LOG_MAX_CHANGES, page_transaction._FORGOTTEN_CHANGES
     assert store.changes(0, 10) == []
-    results = store.commit([storing(store, blob("/p", version, 1)) for version in range(1, count + 1)])
+    results = store.commit([storing(store, blob("/p", version, 1)) for version in range(1, most + 1)])
     made = [result.change for result in results]
+    assert store.changes(0, most) == made
+    count, oldest = most, 0
+    for more in (1, step - 1, 1, 30):
+        versions = range(count + 1, count + more + 1)
+        made += [r.change for r in store.commit([storing(store, blob("/p", each, 1)) for each in versions])]
+        count += more
+        if count - oldest > most:
+            oldest = count - most + step
+        assert store.changes(oldest, 2) == made[oldest : oldest + 2]
+        assert store.changes(oldest - 1, 2) is None
     store = opener()
     assert store.number == count
     assert store.changes(count, 10) == []
     assert store.changes(count - 3, 10) == made[-3:]
-    assert store.changes(30, 2) == made[30:32]
-    assert store.changes(30, 5000) == made[30:]
-    assert store.changes(29, 10) is None
+    assert store.changes(oldest, 5000) == made[oldest:]
+    assert store.changes(oldest - 1, 10) is None
     assert store.changes(count + 1, 10) is None
 
 
