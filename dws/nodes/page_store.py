@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +53,8 @@ from dws.store import (
 #: Free bytes that are left on the disk. A disk filled to the brim would break LMDB off in the middle of a
 #: write, which it reports like a broken disk; and drops, which make room, write too.
 DISK_RESERVE_BYTES: Final = 64 * MIB
+#: More than one transaction writes: with so much free on the disk nobody asks what LMDB's file has to spare.
+_PLENTY_BYTES: Final = GIB
 
 _Recorded = StoreBatch | DropRecords | Remember | SetAside | KeepPlace
 
@@ -162,7 +165,7 @@ class LmdbPageStore(PageReader):
 
     def _transact(self, ops: list[_Recorded]) -> list[OpResult]:
         """Operations on records in one transaction; each in its own if together they do not fit."""
-        txn = PageTransaction(self._parts, self._state, self.identity, self._room())
+        txn = PageTransaction(self._parts, self._state, self.identity, self._room(_PLENTY_BYTES))
         try:
             results = [txn.apply(op) for op in ops]
             self._state, self.identity = txn.commit()
@@ -206,8 +209,11 @@ class LmdbPageStore(PageReader):
 
     # -- room ----------------------------------------------------------------------------
 
-    def _room(self) -> Room:
-        return Room(self._quota_room(), self._disk_free() + self._reusable())
+    def _room(self, enough: float = inf) -> Room:
+        """enough: where the disk alone has so many bytes, what else there may be is not counted, which costs
+        as much as to store a small page does without its disk."""
+        disk = self._disk_free()
+        return Room(self._quota_room(), disk if disk >= enough else disk + self._reusable())
 
     def _quota_room(self) -> int:
         return self.quota_bytes - self._state.bytes - self._staged.bytes

@@ -724,6 +724,23 @@ def test_the_last_of_the_disk_is_not_used(store: LmdbPageStore, monkeypatch: pyt
     assert codes(store.commit([storing(store, blob("/a", 1, INLINE)), WriteStaged(1, 0, b"x")])) == ["", ""]
 
 
+def test_what_the_file_has_to_spare_counts_on_a_full_disk(
+    store: LmdbPageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"/{number}" for number in range(40)]
+    assert codes(store.commit([storing(store, *(blob(name, 1, INLINE) for name in names))])) == [""]
+    store.commit([dropping(store, *((name, 1) for name in names))])
+    free = page_store.DISK_RESERVE_BYTES + page_store._PLENTY_BYTES
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+    with monkeypatch.context() as patched:
+        patched.delattr(LmdbPageStore, "_reusable")  # not asked for
+        assert put(store, "/b", 1, 1).code == ""
+    free = page_store.DISK_RESERVE_BYTES
+    assert store.usage()[2] > 20 * INLINE
+    assert put(store, "/a", 1, INLINE).code == ""
+    assert codes(store.commit([storing(store, *(blob(name, 2, INLINE) for name in names))])) == ["full"]
+
+
 def test_a_disk_that_fills_while_staging_refuses_and_goes_on(
     store: LmdbPageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
