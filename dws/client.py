@@ -23,7 +23,7 @@ BALANCER_TIMEOUT_S: Final = 1.0
 _COMPLAINT_S: Final = 2.0
 
 
-class Send(Struct):
+class Send(Struct, gc=False):
     """To the balancer (server 0) or a server, by number. The answer or its absence comes with `tag`."""
 
     server: int

@@ -38,7 +38,7 @@ _AGAIN_S: Final = 0.05
 _AGAIN_MAX_S: Final = 1.0
 
 
-class Page(Struct):
+class Page(Struct, gc=False):
     """A located page: exactly one version of it, and who holds it, best first."""
 
     name: str
@@ -83,8 +83,8 @@ class LocatePages(Operation):
             self.fail(BadRequest("the balancer answered a lookup with something else"))
             return []
         self.directory.learn(message)
-        missing = [name for name, page in zip(self._names, message.pages, strict=True) if page is None]
-        if missing:
+        if None in message.pages:
+            missing = [name for name, page in zip(self._names, message.pages, strict=True) if page is None]
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             self.fail(NotFound(f"no such page: {', '.join(missing[:5])}{more}"))
             return []
@@ -95,8 +95,8 @@ class LocatePages(Operation):
                 return []
             self._why = "servers that may hold the page are not in sync yet"
             return self.pause(now, later.retry_s)
-        found = zip(self._names, message.pages, strict=True)
-        return self.located([Page(name, *page) for name, page in found if page is not None], now)
+        found: Any = message.pages
+        return self.located([Page(name, *each) for name, each in zip(self._names, found, strict=True)], now)
 
     def _is_answer(self, message: Any) -> bool:
         if not isinstance(message, Located) or len(message.pages) != len(self._names):
@@ -126,15 +126,15 @@ class LocatePages(Operation):
 
 
 class ReadPages(LocatePages):
-    """Whole small pages, many at once. Result: (name → bytes, pages too large for that)."""
+    """Whole small pages of different names, many at once. Result: (name → bytes, pages too large for it)."""
 
     def __init__(self, directory: Directory, deadline: float, names: list[str]) -> None:
         super().__init__(directory, deadline, names)
-        self._pages: dict[str, Page] = {}
         self._got: dict[str, bytes] = {}
         self._large: list[Page] = []
-        self._groups: deque[tuple[int, list[Page]]] = deque()
-        self._asked: dict[int, tuple[int, list[Page]]] = {}
+        self._groups: deque[tuple[int, list[Page], int]] = deque()
+        """Server, pages and their bytes of each request that is to be sent."""
+        self._asked: dict[int, tuple[int, list[Page], int]] = {}
         self._serial = 0
         self._outstanding_bytes = 0
         self.sources: dict[int, int] = {}
@@ -145,11 +145,17 @@ class ReadPages(LocatePages):
         self._asked.clear()
         self._groups.clear()
         self._outstanding_bytes = 0
-        self._large = [page for page in pages if page.size > CHUNK_BYTES]
-        self._pages = {page.name: page for page in pages if page.size <= CHUNK_BYTES}
+        self._large = []
         by_server: dict[int, list[Page]] = {}
-        for page in self._pages.values():
-            by_server.setdefault(page.holders[0], []).append(page)
+        for page in pages:
+            if page.size > CHUNK_BYTES:
+                self._large.append(page)
+                continue
+            held = by_server.get(page.holders[0])
+            if held is None:
+                by_server[page.holders[0]] = [page]
+            else:
+                held.append(page)
         for server, held in by_server.items():
             self._enqueue(server, held)
         return self._go_on()
@@ -160,20 +166,20 @@ class ReadPages(LocatePages):
         size_bytes = 0
         for page in pages:
             if group and (size_bytes + page.size > _FETCH_BYTES or len(group) == _FETCH_PAGES):
-                self._groups.append((server, group))
+                self._groups.append((server, group, size_bytes))
                 group, size_bytes = [], 0
             group.append(page)
             size_bytes += page.size
         if group:
-            self._groups.append((server, group))
+            self._groups.append((server, group, size_bytes))
 
     def _go_on(self) -> list[Send]:
         sends = []
         while self._groups and (not self._asked or self._outstanding_bytes < _CREDIT_BYTES):
-            server, group = self._groups.popleft()
+            server, group, size_bytes = asked = self._groups.popleft()
             self._serial += 1
-            self._asked[self._serial] = (server, group)
-            self._outstanding_bytes += sum(page.size for page in group)
+            self._asked[self._serial] = asked
+            self._outstanding_bytes += size_bytes
             request = Fetch([(page.name, page.version) for page in group])
             sends.append(Send(server, request, ("fetched", self._round, self._serial), HOLDER_TIMEOUT_S))
         if not sends and not self._asked and not self._groups:
@@ -188,24 +194,28 @@ class ReadPages(LocatePages):
         server, group = self._take(tag[2])
         if not isinstance(message, Fetched) or len(message.sizes) != len(group):
             return self._elsewhere(server, group, now, "an unexpected answer")
-        begin = 0
+        begin = delivered = 0
+        got = self._got
         bad: list[Page] = []
         wrong: list[Page] = []
         for page, size in zip(group, message.sizes, strict=True):
-            if size == NO_ROOM:
-                self._enqueue(server, [page])
-            elif size != page.size:
-                bad.append(page)
-            else:
+            if size == page.size:
                 body = bytes(data[begin : begin + size])
                 if blake3(body).digest() == page.digest:
-                    self._got[page.name] = body
-                    self.sources[server] = self.sources.get(server, 0) + 1
+                    got[page.name] = body
+                    delivered += 1
                 else:
                     self._why = f"wrong digest: {page.name} from {self.directory.name(server)}"
                     bad.append(page)
                     wrong.append(page)
-            begin += max(0, size)
+            elif size == NO_ROOM:
+                self._enqueue(server, [page])
+            else:
+                bad.append(page)
+            if size > 0:
+                begin += size
+        if delivered:
+            self.sources[server] = self.sources.get(server, 0) + delivered
         if bad:
             why = self._why or f"not held by {self.directory.name(server)}"
             return _doubt(server, wrong) + self._elsewhere(server, bad, now, why)
@@ -220,8 +230,8 @@ class ReadPages(LocatePages):
         return self._elsewhere(server, group, now, f"no answer from {self.directory.name(server)}")
 
     def _take(self, serial: int) -> tuple[int, list[Page]]:
-        server, group = self._asked.pop(serial)
-        self._outstanding_bytes -= sum(page.size for page in group)
+        server, group, size_bytes = self._asked.pop(serial)
+        self._outstanding_bytes -= size_bytes
         return server, group
 
     def _elsewhere(self, server: int, pages: list[Page], now: float, why: str) -> list[Send]:
