@@ -99,17 +99,17 @@ class Calls(Generic[Tag]):
         that nobody awaits: then the socket stays readable."""
         for _ in range(UNAWAITED_MAX):
             try:
-                frame = socket.recv(zmq.NOBLOCK)
+                first = last = socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return None
             data = None
-            if socket.getsockopt(zmq.RCVMORE):
-                data = socket.recv(copy=False)
-                while socket.getsockopt(zmq.RCVMORE):
-                    socket.recv(copy=False)
+            if first.more:
+                last = data = socket.recv(copy=False)
+                while last.more:
+                    last = socket.recv(copy=False)
                     self.counters["too-many-frames"] += 1
             try:
-                received = self.requester.receive(frame)
+                received = self.requester.receive(first.bytes)
             except RemoteError:
                 self.counters["malformed"] += 1
                 continue

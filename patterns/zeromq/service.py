@@ -42,7 +42,7 @@ class Service:
     def drain(self, limit: int) -> int:
         """Handle at most `limit` waiting messages; how many there were. Fewer: none was left at the end."""
         socket, replier, answer = self.socket, self.replier, self._answer
-        receive, getsockopt = socket.recv, socket.getsockopt
+        receive = socket.recv
         for handled in range(limit):
             # After the first: to ask costs half of a recv that finds nothing, and a lone client sends one.
             if handled == 1 and not is_readable(socket):
@@ -51,11 +51,11 @@ class Service:
                 peer = receive(zmq.NOBLOCK)
             except zmq.Again:
                 return handled
-            frame = receive()
-            data = None
-            if getsockopt(zmq.RCVMORE):
+            first = receive(copy=False)
+            frame, data = first.bytes, None
+            if first.more:
                 data = receive(copy=False)
-                if getsockopt(zmq.RCVMORE):
+                if data.more:
                     self._skip_rest()
                     continue
             try:
