@@ -15,7 +15,7 @@ import zmq
 from patterns.errors import RemoteError
 from patterns.request_reply import Requester
 from patterns.zeromq.readiness import nobody_to_tell
-from patterns.zeromq.sockets import make_socket
+from patterns.zeromq.sockets import COPIED_MAX_BYTES, make_socket
 
 #: Replies that nobody awaits, taken off a socket in a row: a flood of them must not hold the loop.
 UNAWAITED_MAX: Final = 64
@@ -66,7 +66,7 @@ class Calls(Generic[Tag]):
                 socket.send(frame, zmq.NOBLOCK)
             else:
                 socket.send(frame, _MORE)
-                socket.send(data, zmq.NOBLOCK, copy=len(data) < 65_536)
+                socket.send(data, zmq.NOBLOCK, copy=len(data) <= COPIED_MAX_BYTES)
         except zmq.Again:
             self.counters["not-sent-full"] += 1
         return request_id

@@ -14,7 +14,7 @@ import zmq
 from patterns.errors import RemoteError
 from patterns.request_reply import Replier
 from patterns.zeromq.readiness import nobody_to_tell
-from patterns.zeromq.sockets import is_readable
+from patterns.zeromq.sockets import COPIED_MAX_BYTES, is_readable
 
 #: Made once: to put two flags together costs as much as to send a small frame.
 _MORE: Final = zmq.SNDMORE | zmq.NOBLOCK
@@ -84,7 +84,7 @@ class Service:
                 self.socket.send(frame, zmq.NOBLOCK)
             else:
                 self.socket.send(frame, _MORE)
-                self.socket.send(data, zmq.NOBLOCK, copy=len(data) < 65_536)
+                self.socket.send(data, zmq.NOBLOCK, copy=len(data) <= COPIED_MAX_BYTES)
         except zmq.Again:
             # The peer does not read its replies; its queue is full.
             self.counters["reply-dropped-full"] += 1

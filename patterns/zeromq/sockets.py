@@ -18,6 +18,9 @@ HEARTBEAT_MS: Final = 2_000
 HEARTBEAT_TIMEOUT_MS: Final = 6_000
 RECONNECT_MS: Final = 50
 RECONNECT_MAX_MS: Final = 500
+#: Larger data frames are sent from where they lie. Up to here a copy is cheaper: pyzmq has a thread that lets
+#: go of what was not copied, and it is woken for each.
+COPIED_MAX_BYTES: Final = 256 * 1024
 
 #: As a plain int: an enum costs as much again as the question.
 _READABLE: Final = int(zmq.POLLIN)
