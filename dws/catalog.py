@@ -11,7 +11,7 @@ grouped by holders, so that what a server's loss concerns is found without a wal
 """
 
 import bisect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from dws.entries import Entry, Group, GroupKey, Pages, pack, regroup, unpack_head
@@ -118,28 +118,55 @@ class Catalog:
 
     # -- who holds what --------------------------------------------------------------
 
-    def hold(self, server: int, record: Record, now: float, key: bytes = b"") -> bool:
-        """The server was reported to hold this record. False if that was known. key: of its page.
+    def hold(self, server: int, record: Record, now: float) -> bool:
+        """The server was reported to hold this record. False if that was known.
 
         A record of the visible version with other bytes is none of its copies, but a stray; so is one that
         was disowned.
         """
-        name, version = copy = record.name, record.version
-        picture = self.pictures[server]
-        if copy in picture.strays:
-            return False
-        packed = self.packed.get(name)
-        number, visible, size, digest, _ = unpack_head(packed) if packed is not None else _NO_PAGE
-        if visible != version or digest != record.digest or copy in picture.disowned:
-            picture.strays[copy] = now
-        else:
-            group = self.numbered[number]
-            holders = group.holders
-            if server in holders:
-                return False
-            self._move(name, size, group, tuple(sorted((*holders, server))))
-        picture.account(key or page_key(name), version, +1)
-        return True
+        return self.hold_all(server, [record], [page_key(record.name)], now) == 1
+
+    def hold_all(self, server: int, records: Sequence[Record], keys: Sequence[bytes], now: float) -> int:
+        """The same of many, with their pages' keys: how many were not known. One call for a report or a
+        manifest's page, since millions of records come so when a balancer starts."""
+        picture, pages = self.pictures[server], self.packed
+        strays, disowned, sums = picture.strays, picture.disowned, picture.sums
+        known = picture.count
+        moves: dict[int, tuple[Group, Group]] = {}
+        for record, key in zip(records, keys, strict=True):
+            name, version = copy = record.name, record.version
+            if copy in strays:
+                continue
+            packed = pages.get(name)
+            number, visible, size, digest, _ = unpack_head(packed) if packed is not None else _NO_PAGE
+            if packed is None or visible != version or digest != record.digest or copy in disowned:
+                strays[copy] = now
+            else:
+                move = moves.get(number)
+                if move is None:
+                    move = moves[number] = self._joined_by(server, number)
+                old, new = move
+                if old is new:
+                    continue
+                name = old.names.pop(name)
+                new.names[name] = name
+                old.size_bytes -= size
+                new.size_bytes += size
+                pages[name] = regroup(packed, new.number)
+            picture.count += 1
+            bucket = bucket_of(key)
+            sums[bucket] = (sums[bucket] + record_hash(key, version)) & _MASK_64
+        # Not earlier: a number given anew would lead to another group's move.
+        for group, _ in moves.values():
+            self._end_if_empty(group)
+        return picture.count - known
+
+    def _joined_by(self, server: int, number: int) -> tuple[Group, Group]:
+        """A group, and the one of its pages when this server holds them too: itself if it does already."""
+        group = self.numbered[number]
+        if server in group.holders:
+            return group, group
+        return group, self._group(group.copies, tuple(sorted((*group.holders, server))))
 
     def release(self, server: int, name: str, version: int) -> bool:
         """The server was reported to hold this record no longer. False if that was known."""
@@ -231,10 +258,13 @@ class Catalog:
         """Take a page out of its group. Returns the object that is kept of its name."""
         name = group.names.pop(name)
         group.size_bytes -= size
+        self._end_if_empty(group)
+        return name
+
+    def _end_if_empty(self, group: Group) -> None:
         if not group.names:
             del self.groups[group.key], self.numbered[group.number]
             self._free_numbers.append(group.number)
-        return name
 
     # -- listing -------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from dws.config import Config
 from dws.effects import Ask, Effects
 from dws.limits import MANIFEST_MAX_RECORDS
 from dws.membership import Server
-from dws.messages import Applied, Change, Manifest, ManifestPage, Sums, SumsAre
+from dws.messages import Applied, Change, Manifest, ManifestPage, Record, Sums, SumsAre
 from dws.names import bucket_of, page_key, sums_digest
 from patterns.snapshot import APPLY, COMPARING, GAP, LIVE, LOADING, Follower
 
@@ -119,14 +119,13 @@ class Sync:
 
     def _take_in(self, number: int, session: _Session, page: ManifestPage, now: float) -> Effects:
         """A page of the bucket whose turn it is; returns what to ask next."""
-        mine = session.mine[page.bucket]
-        for record in page.records:
-            key = page_key(record.name)
-            if bucket_of(key) == page.bucket:
-                self._catalog.hold(number, record, now, key)
-                mine.discard((record.name, record.version))
-            else:
-                self.misplaced = f"{record.name} in bucket {page.bucket}"
+        records = page.records
+        keys = [page_key(record.name) for record in records]
+        if not {page.bucket}.issuperset(map(bucket_of, keys)):
+            records, keys = self._in_place(page, keys)
+        self._catalog.hold_all(number, records, keys, now)
+        if mine := session.mine[page.bucket]:
+            mine.difference_update((record.name, record.version) for record in records)
         session.cursor = page.after
         if page.after:
             question = Manifest(session.incarnation, page.bucket, page.after, MANIFEST_MAX_RECORDS)
@@ -135,6 +134,17 @@ class Sync:
             self._catalog.release(number, name, version)
         session.follower.loaded()
         return self._ask_ahead(number, session)
+
+    def _in_place(self, page: ManifestPage, keys: list[bytes]) -> tuple[list[Record], list[bytes]]:
+        """Of a page, the records that belong in its bucket, and their keys."""
+        records, rest = [], []
+        for record, key in zip(page.records, keys, strict=True):
+            if bucket_of(key) == page.bucket:
+                records.append(record)
+                rest.append(key)
+            else:
+                self.misplaced = f"{record.name} in bucket {page.bucket}"
+        return records, rest
 
     def unanswered(self, number: int, asked: int, now: float) -> None:
         session = self._sessions[number]
@@ -176,8 +186,8 @@ class Sync:
             if verdict == APPLY:
                 for dropped in change.dropped:
                     self._catalog.release(number, dropped.name, dropped.version)
-                for record in change.added:
-                    self._catalog.hold(number, record, now)
+                keys = [page_key(record.name) for record in change.added]
+                self._catalog.hold_all(number, change.added, keys, now)
                 fresh.append(change)
         return Applied(follower.applied), fresh
 

@@ -56,6 +56,17 @@ class CatalogBesideAModel(RuleBasedStateMachine):
         assert not self.catalog.hold(server, content(name, version, damaged), self.now), "it is known by now"
         self.note_strays()
 
+    @rule(server=SERVERS, told=st.lists(st.tuples(NAMES, VERSIONS, DAMAGED), max_size=6))
+    def hold_all(self, server: int, told: list[tuple[str, int, bool]]) -> None:
+        """A report of many, known ones and repeated ones among them."""
+        self.now += 1
+        held = self.held[server]
+        before = len(held)
+        records = [held.setdefault((each[0], each[1]), content(*each)) for each in told]
+        keys = [page_key(each.name) for each in records]
+        assert self.catalog.hold_all(server, records, keys, self.now) == len(held) - before
+        self.note_strays()
+
     @rule(server=SERVERS, name=NAMES, version=VERSIONS)
     def release(self, server: int, name: str, version: int) -> None:
         was_held = self.held[server].pop((name, version), None) is not None
