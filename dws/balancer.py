@@ -241,7 +241,7 @@ class Balancer:
             if new_life:
                 self.surplus.restarted(server.number)
             self.health.watch(server.number, now)
-        if fresh or not self.sync.is_live(server.number):
+        if fresh or not self.sync.has_begun(server.number):
             effects += self.sync.begin(server)
         return effects + self._changed([server], now)
 

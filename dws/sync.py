@@ -20,7 +20,7 @@ from dws.limits import MANIFEST_MAX_RECORDS
 from dws.membership import Server
 from dws.messages import Applied, Change, Manifest, ManifestPage, Record, Sums, SumsAre
 from dws.names import bucket_of, page_key, sums_digest
-from patterns.snapshot import APPLY, COMPARING, GAP, LIVE, LOADING, Follower
+from patterns.snapshot import APPLY, COMPARING, EMPTY, GAP, LIVE, LOADING, Follower
 
 #: How long a manifest page may take before it is asked for again.
 _ANSWER_S = 5.0
@@ -54,6 +54,10 @@ class Sync:
 
     def is_live(self, number: int) -> bool:
         return self._sessions[number].follower.state == LIVE
+
+    def has_begun(self, number: int) -> bool:
+        """Whether the server is compared, or has been: what is asked of it is answered, or asked again."""
+        return self._sessions[number].follower.state != EMPTY
 
     def applied(self, number: int) -> int:
         """The last change of the server that its picture shows; -1: it shows none for certain."""

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from dws.config import Config
+from dws.events import Answered
 from dws.limits import REBUILD_EPOCH_STEP, SERVERS_MAX
 from dws.membership import ALIVE, CONTESTED, DEAD, JOINING, SUSPECT, Members
-from dws.messages import Change, Error, Forget, Hello, Locate, Stored, Welcome
+from dws.messages import Change, Error, Forget, Hello, Locate, Manifest, Stored, Sums, Welcome
 from dws.sim.disks import CatalogDisk
 from dws.store import CatalogHead, KnownServer
 from tests.dws.desk import HASTY, Desk, Figure, page, record
@@ -237,6 +238,25 @@ def test_a_restarted_server_counts_again_when_it_was_compared(desk: Desk) -> Non
     assert later.retry_s > 0
     desk.answer_asks()
     assert list(desk.get(Locate(["/a"])).pages[0][4]) == [figure.no]
+
+
+def test_a_hello_during_a_comparison_does_not_begin_it_anew(desk: Desk) -> None:
+    """It is said every few seconds, and a large manifest takes longer."""
+    figure = desk.figures["web-1"]
+    figure.held = {(f"/{number}", 1): record(f"/{number}", 1) for number in range(20)}
+    figure.restart()
+    desk.hello(figure)
+    sums = desk.asks.pop()
+    assert isinstance(sums.message, Sums) and not desk.asks
+    desk.hello(figure)
+    assert not desk.asks
+    desk.happen(Answered(sums.tag, desk.answer_of(figure, sums.message)))
+    asked = len(desk.asks)
+    assert asked and all(isinstance(each.message, Manifest) for each in desk.asks)
+    desk.hello(figure)
+    assert len(desk.asks) == asked
+    desk.answer_asks()
+    assert desk.balancer.sync.is_live(figure.no)
 
 
 def test_a_beat_of_another_incarnation_changes_nothing(desk: Desk) -> None:
