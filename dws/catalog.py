@@ -285,6 +285,7 @@ class Catalog:
         """The whole picture adds up. Costs a walk: for tests and simulators."""
         pictures = {server: Picture() for server in self.pictures}
         for name, entry in self.pages.items():
+            assert self.groups[entry.copies, entry.holders].names[name] is name, "one object of a name"
             assert list(entry.holders) == sorted(set(entry.holders))
             for server in entry.holders:
                 assert (name, entry.version) not in self.pictures[server].strays

@@ -26,6 +26,8 @@ DAMAGED = st.sampled_from([False, False, False, True])
 
 
 def content(name: str, version: int, damaged: bool = False) -> Record:
+    """As a message brings it: its name is an object of its own."""
+    name = name.encode().decode()
     return record(name, version, b"damaged" if damaged else f"{name} {version}".encode())
 
 
