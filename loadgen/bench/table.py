@@ -52,7 +52,7 @@ HTTP_NGINX: Final = {
 GROWTH: Final = {
     "grow-lookup-few": ("lookup at 1,000 pages: the balancer's CPU a name", "µs"),
     "grow-lookup-many": ("lookup at 1,000,000 pages: the balancer's CPU a name", "µs"),
-    "grow-memory": ("balancer's memory a page, at 1,000,000", "bytes"),
+    "grow-memory": ("balancer's own memory a page, at 1,000,000", "bytes"),
     "grow-sync": ("page copies synchronised after a start", "copies/s"),
     "grow-put-fresh": ("puts into an empty cluster", "pages/s"),
     "grow-put-old": ("puts after overwriting everything ten times", "pages/s"),
@@ -89,7 +89,7 @@ GOALS: Final = (
     Goal("http-endpoint", "http-nginx", 0.8, "4 KiB by HTTP against nginx"),
     Goal("http-endpoint-large", "http-nginx-large", 0.5, "256 MiB by HTTP against nginx, bytes a second"),
     Goal("grow-lookup-many", "grow-lookup-few", 1.5, "a lookup's cost at 1,000,000 pages", at_most=True),
-    Goal("grow-memory", "", 400, "balancer's memory, bytes a page", at_most=True),
+    Goal("grow-memory", "", 400, "balancer's own memory, bytes a page", at_most=True),
     Goal("grow-sync", "", 200_000, "page copies synchronised a second"),
     Goal("grow-put-old", "grow-put-fresh", 0.8, "puts after overwriting ten times against fresh ones"),
     Goal("grow-space-10", "grow-space-5", 1.2, "space, overwritten ten times against five", at_most=True),
