@@ -22,4 +22,3 @@ def refuse(service: Service, peer: bytes, frame: bytes, reason: str) -> None:
     else:
         error = Error(WrongVersion.code, f"this node speaks version {VERSION} of the protocol")
     service.reply(peer, frame, encode(error))
-
