@@ -104,10 +104,10 @@ class Sync:
         if asked != session.asked or session.follower.state != LOADING:
             return []
         if answer.bucket != session.follower.part:
-            if answer.bucket in session.mine and answer.bucket not in session.to_ask:
+            if answer.bucket in session.mine and answer.bucket not in (*session.to_ask, *session.ahead):
                 session.ahead[answer.bucket] = answer
             else:
-                # Nobody asked for that.
+                # Nobody asked for that, or not twice: the bucket that was asked for would never come.
                 self.unanswered(number, asked, now)
             return []
         effects: Effects = []

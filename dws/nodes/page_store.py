@@ -53,8 +53,8 @@ from dws.store import (
 #: Free bytes that are left on the disk. A disk filled to the brim would break LMDB off in the middle of a
 #: write, which it reports like a broken disk; and drops, which make room, write too.
 DISK_RESERVE_BYTES: Final = 64 * MIB
-#: More than one transaction writes: with so much free on the disk nobody asks what LMDB's file has to spare.
-_PLENTY_BYTES: Final = GIB
+#: More than one operation writes: with so much free for each nobody asks what LMDB's file has to spare.
+_PLENTY_BYTES: Final = 160 * MIB
 
 _Recorded = StoreBatch | DropRecords | Remember | SetAside | KeepPlace
 
@@ -165,7 +165,7 @@ class LmdbPageStore(PageReader):
 
     def _transact(self, ops: list[_Recorded]) -> list[OpResult]:
         """Operations on records in one transaction; each in its own if together they do not fit."""
-        txn = PageTransaction(self._parts, self._state, self.identity, self._room(_PLENTY_BYTES))
+        txn = PageTransaction(self._parts, self._state, self.identity, self._room(_PLENTY_BYTES * len(ops)))
         try:
             results = [txn.apply(op) for op in ops]
             self._state, self.identity = txn.commit()

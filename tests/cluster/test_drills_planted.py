@@ -77,10 +77,11 @@ BUGS = {
     ),
     "revive a deleted page": Bug(
         "dws.sync",
-        "                mine.discard((record.name, record.version))\n",
-        "                mine.discard((record.name, record.version))\n"
-        "                if record.name not in self._catalog.pages:\n"
-        "                    self._catalog.show(record, [number], now)\n",
+        "        self._catalog.hold_all(number, records, keys, now)\n",
+        "        self._catalog.hold_all(number, records, keys, now)\n"
+        "        for record in records:\n"
+        "            if record.name not in self._catalog.pages:\n"
+        "                self._catalog.show(record, [number], now)\n",
         # Only what a balancer does not know of a server comes to it as a manifest: all, after its start.
         ["--fault", "balancer", "--rounds", "2"],
         ("linearizable",),

@@ -735,6 +735,12 @@ def test_what_the_file_has_to_spare_counts_on_a_full_disk(
     with monkeypatch.context() as patched:
         patched.delattr(LmdbPageStore, "_reusable")  # not asked for
         assert put(store, "/b", 1, 1).code == ""
+    # One transaction writes what all its operations bring.
+    asked = []
+    with monkeypatch.context() as patched:
+        patched.setattr(LmdbPageStore, "_reusable", lambda _: asked.append("asked") or 0)
+        assert codes(store.commit([storing(store, blob(name, 1, 1)) for name in ("/c", "/d")])) == ["", ""]
+    assert asked
     free = page_store.DISK_RESERVE_BYTES
     assert store.usage()[2] > 20 * INLINE
     assert put(store, "/a", 1, INLINE).code == ""

@@ -220,6 +220,26 @@ def test_a_damaged_manifest_releases_nothing_before_its_bucket_ended(bench: Benc
     assert not bench.sync.is_live(1)
 
 
+@given(rng=st.randoms(use_true_random=False), lies=st.integers(1, 4), cut=st.sampled_from([1, 1000]))
+def test_answers_that_name_other_buckets_hold_up_no_comparison_for_ever(
+    rng: Random, lies: int, cut: int
+) -> None:
+    """Hellos do not begin it anew, so whoever is left without an answer has to be asked again."""
+    bench = Bench()
+    bench.disk.cut = cut
+    bench.disk.store(*(record(name, version) for name in NAMES for version in (1, 2)))
+    open_asks = bench.sync.begin(bench.server)
+    while open_asks:
+        ask = one([open_asks.pop(rng.randrange(len(open_asks)))])
+        answer = None
+        if isinstance(ask.message, Manifest) and lies and rng.random() < 0.3:
+            lies -= 1
+            answer = ManifestPage(bucket_of(KEY[rng.choice(NAMES)]), [], rng.choice([b"", b"\x01"]))
+        open_asks += bench.answered(ask, answer)
+    bench.go_on(bench.sync.retry(bench.server, bench.now + 10))
+    assert bench.sync.is_live(1)
+
+
 def test_a_late_answer_to_an_earlier_question_is_passed_over(bench: Bench) -> None:
     early = bench.begin()
     late = bench.begin()
