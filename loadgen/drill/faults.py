@@ -163,8 +163,14 @@ class Corrupt(Fault):
 
     title = "bytes change on a web server's disk behind its back"
     # Without weights the loads of all servers are the same, and the copy too many is known: that of the
-    # server with the highest number.
-    config: ClassVar = {"weight_stored": 0.0, "weight_visits": 0.0, "weight_rtt": 0.0, "scrub_every_s": 20.0}
+    # server with the highest number. It has to stay for so long as it takes to damage the others.
+    config: ClassVar = {
+        "weight_stored": 0.0,
+        "weight_visits": 0.0,
+        "weight_rtt": 0.0,
+        "scrub_every_s": 20.0,
+        "garbage_s": 15.0,
+    }
 
     def preload(self, workload: Workload, endpoint: str) -> None:
         """Pages that the load does not read: for a while one copy of each is good, and that is to go."""
@@ -203,6 +209,7 @@ class Corrupt(Fault):
         if told is None:
             raise NotObserved("the balancer does not answer")
         last = max((server for server in told.servers if server.state == ALIVE), key=lambda one: one.number)
+        before = self._count_but(told, last.name)
         stage.strike(f"{last.name} is killed, and comes back when its pages have two copies again")
         stage.cluster.kill(last.name)
         stage.watch.until(lambda told: state_of(told, last.name) == DEAD, f"{last.name} is dead", WITHIN_S)
@@ -222,7 +229,9 @@ class Corrupt(Fault):
         stage.await_repaired(goal=False)
         self._read(stage, pages)
         found = f"damage found on others than {last.name}"
-        stage.watch.until(lambda told: self._count_but(told, last.name) >= struck, found, WITHIN_S)
+        stage.watch.until(
+            lambda told: self._count_but(told, last.name) >= before + struck, found, WITHIN_S
+        )  # fmt: skip
 
     def _held(self, stage: Stage, prefix: str, servers: list[str]) -> list[str]:
         """Pages that lie on all of these servers."""

@@ -44,7 +44,7 @@ class Service:
         socket, replier, answer = self.socket, self.replier, self._answer
         receive = socket.recv
         for handled in range(limit):
-            # After the first: to ask costs half of a recv that finds nothing, and a lone client sends one.
+            # After the first: to ask costs a third of a recv that finds nothing, and a lone client sends one.
             if handled == 1 and not is_readable(socket):
                 return handled
             try:

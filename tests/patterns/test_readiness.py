@@ -35,6 +35,13 @@ def take_the_news(socket: Socket) -> None:
     assert is_readable(socket)
 
 
+def test_a_closed_socket_is_not_asked(pair: tuple[Socket, Socket]) -> None:
+    near, _ = pair
+    near.close()
+    with pytest.raises(zmq.ZMQError, match="non-socket"):
+        is_readable(near)
+
+
 @pytest.mark.parametrize("is_told", [True, False], ids=["told", "not told"])
 def test_a_message_is_waited_for(pair: tuple[Socket, Socket], is_told: bool) -> None:
     near, far = pair
