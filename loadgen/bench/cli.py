@@ -30,7 +30,7 @@ Examples:
   dws-loadgen bench --only reads --rounds 3
   dws-loadgen bench --only lookup-1 --only weed-lookup
   dws-loadgen bench --only growth
-  dws-loadgen bench --small --show-unbelieved     (a minute; to try the bench itself)
+  dws-loadgen bench --small --rounds 1 --show-unbelieved     (two minutes; to try the bench itself)
 
 \b
 Keys for --only:
