@@ -36,7 +36,7 @@ from loadgen.plan import Plan, filling, made_up
 WEBSERVERS: Final = 4
 #: Client processes of the cluster; their requests under way together are as many as the peer's.
 _CLIENTS: Final = 2
-_READS_WINDOW: Final = 16
+READS_WINDOW: Final = 16
 #: As if there were eight times as many users.
 _MANY_WINDOW: Final = 128
 _LOOKUPS_WINDOW: Final = 32
@@ -167,7 +167,7 @@ class Cluster:
         run.drive("lookup-1", [self._lookups(1, _LOOKUPS_WINDOW)], self._nodes)
         run.drive("lookup-10", [self._lookups(10, _LOOKUPS_WINDOW)], self._nodes)
         for pages in (1, 10, 40):
-            run.drive(f"read-{pages}", self._reads(pages, _READS_WINDOW), self._nodes)
+            run.drive(f"read-{pages}", self._reads(pages, READS_WINDOW), self._nodes)
             run.drive(f"read-{pages}-many", self._reads(pages, _MANY_WINDOW), self._nodes)
         for pages in (_PUT_PAGES, 1):
             run.drive(f"put-{pages}", self._puts(pages), self._nodes)
@@ -188,7 +188,7 @@ class Cluster:
     def _puts(self, pages: int) -> list[Puts]:
         run = self._run
         return [
-            Puts(self._endpoint, f"/put/{pages}/{number}", pages, _READS_WINDOW // _CLIENTS,
+            Puts(self._endpoint, f"/put/{pages}/{number}", pages, READS_WINDOW // _CLIENTS,
                  run.sizes.page_bytes, run.seconds, run.warm_s)
             for number in range(_CLIENTS)
         ]  # fmt: skip
@@ -245,10 +245,10 @@ def measure_weed(run: Run, place: Path) -> None:
         run.result.versions["SeaweedFS"] = weed.version
         if run.wants("weed-write", "weed-read", "weed-read-many"):
             # Not counted: it makes the volumes, once for each collection.
-            weed.benchmark("write", 200, run.sizes.page_bytes, _READS_WINDOW)
+            weed.benchmark("write", 200, run.sizes.page_bytes, READS_WINDOW)
             written = float(run.sizes.weed_files)
-            _weed_benchmark(run, weed, "weed-write", "write", _READS_WINDOW, written)
-            _weed_benchmark(run, weed, "weed-read", "read", _READS_WINDOW, 8 * written)
+            _weed_benchmark(run, weed, "weed-write", "write", READS_WINDOW, written)
+            _weed_benchmark(run, weed, "weed-read", "read", READS_WINDOW, 8 * written)
             _weed_benchmark(run, weed, "weed-read-many", "read", _MANY_WINDOW, 8 * written)
         if run.wants("weed-lookup"):
             wrk = Wrk(place)
