@@ -42,7 +42,7 @@ class Picture:
         self.disowned: set[tuple[str, int]] = set()
 
     def account(self, key: bytes, version: int, sign: int) -> None:
-        sums, bucket = self.sums, bucket_of(key)
+        sums, bucket = self.sums, bucket_of(version)
         sums[bucket] = (sums[bucket] + sign * record_hash(key, version)) & _MASK_64
         self.count += sign
 
@@ -154,7 +154,7 @@ class Catalog:
                 new.size_bytes += size
                 pages[name] = regroup(packed, new.number)
             picture.count += 1
-            bucket = bucket_of(key)
+            bucket = bucket_of(version)
             sums[bucket] = (sums[bucket] + record_hash(key, version)) & _MASK_64
         # Not earlier: a number given anew would lead to another group's move.
         for group, _ in moves.values():
@@ -220,7 +220,7 @@ class Catalog:
         held: dict[int, set[tuple[str, int]]] = {bucket: set() for bucket in buckets}
         if self.pictures[server].count:
             for name, version in self._records_of(server):
-                bucket = bucket_of(page_key(name))
+                bucket = bucket_of(version)
                 if bucket in held:
                     held[bucket].add((name, version))
         return held

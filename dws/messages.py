@@ -618,7 +618,7 @@ class SumsAre(_Message, tag="sums-are"):
 
 
 class Manifest(_Message, tag="manifest"):
-    """Balancer asks: the records of one bucket, after a (key, version) cursor."""
+    """Balancer asks: the records of one bucket, after a (version, key) cursor."""
 
     incarnation: U64
     bucket: Annotated[int, Meta(ge=0, lt=MANIFEST_BUCKETS)]

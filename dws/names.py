@@ -16,6 +16,7 @@ from dws.errors import BadName
 from dws.limits import COUNTER_BITS, EPOCH_BITS, MANIFEST_BUCKETS, NAME_MAX_BYTES
 
 _COUNTER_MASK: Final = (1 << COUNTER_BITS) - 1
+_BUCKET_MASK: Final = MANIFEST_BUCKETS - 1
 _MASK_64: Final = (1 << 64) - 1
 _SUMS: Final = struct.Struct(f">{MANIFEST_BUCKETS}Q")
 _unpack_tail: Final = struct.Struct(">Q").unpack_from
@@ -70,9 +71,10 @@ def page_key(name: str) -> bytes:
     return digest
 
 
-def bucket_of(key: bytes) -> int:
-    """The manifest bucket, 0..255, of a page key."""
-    return key[0]
+def bucket_of(version: int) -> int:
+    """The manifest bucket, 0..255, of a record: the lowest byte of its version, so that a batch's records
+    lie in one, where a store writes them side by side, and batches go round all of them."""
+    return version & _BUCKET_MASK
 
 
 def record_hash(key: bytes, version: int) -> int:

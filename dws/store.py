@@ -153,7 +153,7 @@ class PageStore(Protocol):
         """(change number, 256 bucket sums as of it: see names.record_hash), both of one moment."""
 
     def manifest(self, bucket: int, after: bytes, limit: int) -> tuple[list[Record], bytes]:
-        """Records of a bucket after a 24-byte cursor (key + version, big endian), and the next
+        """Records of a bucket after a 24-byte cursor (version, big endian, + key), and the next
         cursor, which is empty at the end."""
 
     def changes(self, since: int, limit: int) -> list[Change] | None:

@@ -125,7 +125,7 @@ class Sync:
         """A page of the bucket whose turn it is; returns what to ask next."""
         records = page.records
         keys = [page_key(record.name) for record in records]
-        if not {page.bucket}.issuperset(map(bucket_of, keys)):
+        if not {page.bucket}.issuperset(bucket_of(record.version) for record in records):
             records, keys = self._in_place(page, keys)
         self._catalog.hold_all(number, records, keys, now)
         if mine := session.mine[page.bucket]:
@@ -143,7 +143,7 @@ class Sync:
         """Of a page, the records that belong in its bucket, and their keys."""
         records, rest = [], []
         for record, key in zip(page.records, keys, strict=True):
-            if bucket_of(key) == page.bucket:
+            if bucket_of(record.version) == page.bucket:
                 records.append(record)
                 rest.append(key)
             else:

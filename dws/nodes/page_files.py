@@ -7,7 +7,7 @@ page store's knowledge; names of files come from record keys, never from page
 names.
 
     staging/<handle>                            bytes that are no page yet, gone at the next open
-    pages/<2 hex>/<key, 32 hex>-<version, 16 hex>   one page, never changed once it is here
+    pages/<bucket, 2 hex>/<key, 32 hex>-<version, 16 hex>   one page, never changed once it is here
 """
 
 import os
@@ -167,7 +167,7 @@ class PageFiles:
         sync_directory(directory)
 
     def path(self, key: bytes) -> Path:
-        return self._fanout[key[0]] / f"{key[:16].hex()}-{key[16:].hex()}"
+        return self._fanout[key[0]] / f"{key[9:].hex()}-{key[1:9].hex()}"
 
     def settle(self, number: int, held: set[bytes]) -> set[bytes]:
         """Delete the files in directory `number` that are none of the pages `held`, which a crash

@@ -151,15 +151,15 @@ class PageReader:
     def manifest(self, bucket: int, after: bytes, limit: int) -> tuple[list[Record], bytes]:
         """Records of a bucket after a cursor, and the next cursor, which is empty at the end."""
         records: list[Record] = []
-        last = after
+        last = start = bytes((bucket,)) + after
         with self._environment.begin() as txn:
             cursor = txn.cursor(db=self._tables.records)
-            more = cursor.set_range(max(after, bytes((bucket,))))
-            if more and after and cursor.key() == after:
+            more = cursor.set_range(start)
+            if more and cursor.key() == start:
                 more = cursor.next()
             while more and cursor.key()[0] == bucket:
                 if len(records) == limit:
-                    return records, last
+                    return records, last[1:]
                 last = cursor.key()
                 records.append(decode_record(cursor.value()))
                 more = cursor.next()

@@ -6,18 +6,18 @@ page files, which page_transaction.py and page_files.py know.
 
 | database | key | value |
 | --- | --- | --- |
-| meta | `format`, `identity`, `state` | 1; Identity; State |
-| records | record key: page key (16 bytes), version (8, big endian) | Record |
+| meta | `format`, `identity`, `state` | 2; Identity; State |
+| records | record key: bucket (1 byte), version (8, big endian), page key (16) | Record |
 | inline | version, page key | bytes of a page up to INLINE_MAX_BYTES |
 | lists | record key | joined chunk digests of a larger page, empty if it is one chunk |
 | changes | change number (8 bytes, big endian) | Change |
 
 Records lie apart from bytes, so that a walk over records never touches a page.
 `lists` has an entry for each page that lies in a file of its own, so that
-opening compares files with their pages without a walk over all records. Bytes
-are keyed by version first: pages of one batch have one version and later
-batches higher ones, so a transaction writes neighbouring leaves, not one leaf
-a page (half as much again in puts a second once there are many pages).
+opening compares files with their pages without a walk over all records. Records
+are keyed by bucket and version, bytes by version first: pages of one batch have
+one version, and so one bucket, so a transaction writes neighbouring leaves of
+both, and so does the drop of what a batch left; not one leaf a page.
 """
 
 from functools import lru_cache
@@ -29,10 +29,10 @@ from msgspec import Struct
 
 from dws.errors import Refused
 from dws.limits import MANIFEST_BUCKETS
-from dws.names import page_key
+from dws.names import bucket_of, page_key
 from dws.store import Identity
 
-FORMAT: Final = b"1"
+FORMAT: Final = b"2"
 #: Keys that are remembered: 4 MiB with names of usual length, 67 MiB of the longest there can be.
 _KEYS_MAX: Final = 16_384
 
@@ -86,12 +86,17 @@ def find_tables(environment: lmdb.Environment) -> Tables:
 @lru_cache(_KEYS_MAX)
 def record_key(name: str, version: int) -> bytes:
     """Remembered: to hash a name costs as much as to read its page."""
-    return page_key(name) + version.to_bytes(8, "big")
+    return bucket_of(version).to_bytes() + version.to_bytes(8, "big") + page_key(name)
 
 
 def inline_key(key: bytes) -> bytes:
     """Where the bytes of a small page lie, from its record key."""
-    return key[16:] + key[:16]
+    return key[1:]
+
+
+def page_key_of(key: bytes) -> bytes:
+    """The page key in a record key."""
+    return key[9:]
 
 
 def change_key(number: int) -> bytes:

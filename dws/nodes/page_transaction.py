@@ -31,6 +31,7 @@ from dws.nodes.page_tables import (
     encode_identity,
     encode_state,
     inline_key,
+    page_key_of,
     record_key,
 )
 from dws.nodes.quarantine import Quarantine
@@ -323,8 +324,9 @@ class PageTransaction:
     # -- counters and the log ----------------------------------------------------------
 
     def _count(self, key: bytes, record: Record, sign: int) -> None:
-        bucket = bucket_of(key)
-        self._sums[bucket] = (self._sums[bucket] + sign * record_hash(key, record.version)) & _MASK_64
+        bucket = bucket_of(record.version)
+        change = sign * record_hash(page_key_of(key), record.version)
+        self._sums[bucket] = (self._sums[bucket] + change) & _MASK_64
         self._pages += sign
         self._bytes += sign * record.size
 

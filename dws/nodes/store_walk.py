@@ -44,6 +44,7 @@ from dws.nodes.page_tables import (
     decode_identity,
     decode_state,
     find_tables,
+    page_key_of,
     record_key,
 )
 from dws.nodes.processes import node_environment
@@ -182,8 +183,7 @@ class _Look:
                 record = decode_record(raw)
                 if record_key(record.name, record.version) != key:
                     return f"the record of {record.name!r} lies in the wrong place", False
-                bucket = bucket_of(key)
-                sums[bucket] += record_hash(key, record.version)
+                sums[bucket_of(record.version)] += record_hash(page_key_of(key), record.version)
                 size_bytes += record.size
                 self._seen += 1
                 if record.size > INLINE_MAX_BYTES:

@@ -263,9 +263,9 @@ class PageDisk:
         self.held[record.name, record.version] = held
         self._bytes += record.size
         key = page_key(record.name)
-        bucket = bucket_of(key)
+        bucket = bucket_of(record.version)
         self._sums[bucket] = (self._sums[bucket] + record_hash(key, record.version)) & MASK_64
-        cursor = key + record.version.to_bytes(8, "big")
+        cursor = record.version.to_bytes(8, "big") + key
         self._buckets.setdefault(bucket, {})[cursor] = (record.name, record.version)
 
     def _release(self, name: str, version: int) -> None:
@@ -273,9 +273,9 @@ class PageDisk:
         self.rotten.discard((name, version))
         self._bytes -= held.record.size
         key = page_key(name)
-        bucket = bucket_of(key)
+        bucket = bucket_of(version)
         self._sums[bucket] = (self._sums[bucket] - record_hash(key, version)) & MASK_64
-        del self._buckets[bucket][key + version.to_bytes(8, "big")]
+        del self._buckets[bucket][version.to_bytes(8, "big") + key]
 
     # -- what goes wrong, and what was there before ------------------------------------
 

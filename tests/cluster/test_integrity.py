@@ -16,7 +16,7 @@ import pytest
 from dws.errors import Unavailable
 from dws.limits import INLINE_MAX_BYTES, MIB
 from dws.messages import NodeStats, NodeStatsAre, Verified, Verify
-from dws.names import page_key
+from dws.names import bucket_of, page_key
 from tests.cluster.conftest import MAP_BYTES, ClusterUnderTest, Wire, until
 
 Make = Callable[..., ClusterUnderTest]
@@ -40,9 +40,9 @@ def version_of(running: ClusterUnderTest, name: str) -> int:
 
 
 def page_file(running: ClusterUnderTest, server: str, name: str) -> Path:
-    key = page_key(name)
-    stem = f"{key.hex()}-{version_of(running, name):016x}"
-    return running.data(server) / "pages" / f"{key[0]:02x}" / stem
+    version = version_of(running, name)
+    stem = f"{page_key(name).hex()}-{version:016x}"
+    return running.data(server) / "pages" / f"{bucket_of(version):02x}" / stem
 
 
 def spoil(running: ClusterUnderTest, server: str, name: str, at: int = 100) -> None:

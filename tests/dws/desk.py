@@ -117,12 +117,12 @@ class Figure(Struct):
     def sums(self) -> list[int]:
         sums = [0] * 256
         for name, version in self.held:
-            key = page_key(name)
-            sums[bucket_of(key)] = (sums[bucket_of(key)] + record_hash(key, version)) & MASK_64
+            bucket = bucket_of(version)
+            sums[bucket] = (sums[bucket] + record_hash(page_key(name), version)) & MASK_64
         return sums
 
     def manifest(self, bucket: int) -> list[Record]:
-        return [each for each in self.held.values() if bucket_of(page_key(each.name)) == bucket]
+        return [each for each in self.held.values() if bucket_of(each.version) == bucket]
 
     def beat(self, **changed: Any) -> Beat:
         fields: dict[str, Any] = {

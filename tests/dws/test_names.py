@@ -129,10 +129,15 @@ def test_parts_outside_their_bits_are_refused(epoch: int, counter: int) -> None:
 # -- keys and sums ---------------------------------------------------------------------
 
 
-def test_keys_are_sixteen_bytes_spread_over_all_buckets() -> None:
+def test_keys_are_sixteen_bytes() -> None:
     keys = {page_key(f"/{number}") for number in range(5000)}
     assert len(keys) == 5000 and {len(key) for key in keys} == {16}
-    assert {bucket_of(key) for key in keys} == set(range(MANIFEST_BUCKETS))
+
+
+def test_batches_in_a_row_go_round_all_buckets() -> None:
+    for epoch in (1, 2):
+        buckets = [bucket_of(make_version(epoch, counter)) for counter in range(1000)]
+        assert buckets == [counter % MANIFEST_BUCKETS for counter in range(1000)]
 
 
 def test_two_versions_of_a_page_and_two_pages_add_differently() -> None:

@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from dws import limits, names
 from dws.errors import ConfigError, OverBound, Refused
 from dws.messages import Change, Dropped, Record
-from dws.nodes import page_files, page_reader, page_store, page_transaction
+from dws.nodes import page_files, page_reader, page_store, page_tables, page_transaction
 from dws.nodes.page_files import PageFiles
 from dws.nodes.page_store import LmdbPageStore
 from dws.nodes.store_directory import SyncFailed
@@ -131,12 +131,21 @@ def file_name(name: str, version: int) -> str:
     return f"{names.page_key(name).hex()}-{version:016x}"
 
 
+def page_file(store: LmdbPageStore, name: str, version: int) -> Path:
+    return store.path / "pages" / f"{names.bucket_of(version):02x}" / file_name(name, version)
+
+
 def brute_sums(records: list[Record]) -> list[int]:
     sums = [0] * limits.MANIFEST_BUCKETS
     for record in records:
-        key = names.page_key(record.name)
-        sums[names.bucket_of(key)] += names.record_hash(key, record.version)
+        hashed = names.record_hash(names.page_key(record.name), record.version)
+        sums[names.bucket_of(record.version)] += hashed
     return [each % (1 << 64) for each in sums]
+
+
+def place(record: Record) -> tuple[int, int, bytes]:
+    """Where a record lies among all."""
+    return names.bucket_of(record.version), record.version, names.page_key(record.name)
 
 
 def whole_manifest(store: LmdbPageStore, limit: int) -> list[Record]:
@@ -146,7 +155,7 @@ def whole_manifest(store: LmdbPageStore, limit: int) -> list[Record]:
         while True:
             records, after = store.manifest(bucket, after, limit)
             assert len(records) <= limit
-            assert all(names.bucket_of(names.page_key(record.name)) == bucket for record in records)
+            assert all(names.bucket_of(record.version) == bucket for record in records)
             found += records
             if not after:
                 break
@@ -230,7 +239,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 def test_a_store_of_a_later_format_is_refused(opener: Opener) -> None:
     store = opener()
     with store._environment.begin(write=True, db=store._tables.meta) as txn:
-        txn.put(b"format", b"2")
+        txn.put(b"format", b"3")
     with pytest.raises(Refused, match="format"):
         opener()
 
@@ -567,18 +576,17 @@ def test_the_manifest_comes_page_by_page(store: LmdbPageStore, limit: int) -> No
     blobs = [blob(f"/page/{number}", version, 1) for number in range(300) for version in (1, 2)]
     store.commit([storing(store, *blobs)])
     records = [each.record for each in blobs]
-    order = sorted(records, key=lambda record: (names.page_key(record.name), record.version))
-    assert whole_manifest(store, limit) == order
+    assert whole_manifest(store, limit) == sorted(records, key=place)
     assert store.summary()[1] == brute_sums(records)
 
 
 def test_a_manifest_cursor_need_not_be_held_any_more(store: LmdbPageStore) -> None:
-    for version in (1, 2, 3):
+    first, second, third = (1 + rounds * limits.MANIFEST_BUCKETS for rounds in range(3))
+    for version in (first, second, third):
         put(store, "/page", version, 1)
-    bucket = names.bucket_of(names.page_key("/page"))
-    _, after = store.manifest(bucket, b"", 2)
-    store.commit([dropping(store, ("/page", 2))])
-    assert store.manifest(bucket, after, 2) == ([record_of("/page", 3, 1)], b"")
+    _, after = store.manifest(1, b"", 2)
+    store.commit([dropping(store, ("/page", second))])
+    assert store.manifest(1, after, 2) == ([record_of("/page", third, 1)], b"")
 
 
 def test_the_log_keeps_the_last_changes(opener: Opener) -> None:
@@ -902,9 +910,9 @@ def test_opening_deletes_leftovers(opener: Opener) -> None:
     store = opener()
     put(store, "/held", 1, INLINE + 1)
     store.commit(staging(3, b"staged"))
-    beside = store.path / "pages" / file_name("/held", 1)[:2]
-    elsewhere = store.path / "pages" / file_name("/gone", 1)[:2]
-    for leftover in (beside / file_name("/held", 2), beside / "junk", elsewhere / file_name("/gone", 1)):
+    beside, elsewhere = page_file(store, "/held", 1), page_file(store, "/gone", 2)
+    assert beside.parent != elsewhere.parent
+    for leftover in (beside.with_name(file_name("/held", 2)), beside.with_name("junk"), elsewhere):
         leftover.write_bytes(b"left over")
     store = opener()
     assert page_file_names(store.path) == {file_name("/held", 1)}
@@ -917,7 +925,7 @@ def test_a_record_without_its_file_is_reported(opener: Opener) -> None:
     store = opener()
     for name in ("/a", "/b"):
         put(store, name, 1, INLINE + 1)
-    (store.path / "pages" / file_name("/a", 1)[:2] / file_name("/a", 1)).unlink()
+    page_file(store, "/a", 1).unlink()
     store = opener()
     assert store.damaged == [Dropped("/a", 1)]
     assert store.record("/a", 1) is not None
@@ -930,7 +938,7 @@ def test_a_record_without_its_file_is_reported(opener: Opener) -> None:
 
 def test_a_file_cut_off_is_not_read_as_the_page(store: LmdbPageStore) -> None:
     put(store, "/a", 1, INLINE + 1)
-    os.truncate(store.path / "pages" / file_name("/a", 1)[:2] / file_name("/a", 1), 1000)
+    os.truncate(page_file(store, "/a", 1), 1000)
     assert store.read("/a", 1, 0, 500) == content("/a", 1, INLINE + 1)[:500]
     assert store.read("/a", 1, 900, 500) is None
     assert store.get("/a", 1) is None
@@ -947,8 +955,7 @@ def test_verify_finds_changed_bytes(store: LmdbPageStore, size: int) -> None:
         with store._environment.begin(write=True, db=table) as txn:
             txn.put((1).to_bytes(8, "big") + key, b"x" * size)
     else:
-        file = store.path / "pages" / file_name("/bad", 1)[:2] / file_name("/bad", 1)
-        with open(file, "r+b") as opened:
+        with open(page_file(store, "/bad", 1), "r+b") as opened:
             opened.seek(size - 1)
             opened.write(bytes([content("/bad", 1, size)[-1] ^ 1]))
     assert verify(store, "/good", 1)
@@ -957,7 +964,7 @@ def test_verify_finds_changed_bytes(store: LmdbPageStore, size: int) -> None:
 
 def test_verify_finds_a_changed_digest_list(store: LmdbPageStore) -> None:
     put(store, "/p", 1, CHUNK + 1)
-    key = names.page_key("/p") + (1).to_bytes(8, "big")
+    key = page_tables.record_key("/p", 1)
     with store._environment.begin(write=True, db=store._tables.lists) as txn:
         txn.put(key, b"x" * 64)
     assert not verify(store, "/p", 1)
@@ -1077,8 +1084,7 @@ class AgainstDict(RuleBasedStateMachine):
         assert store.usage()[:2] == (len(records), size)
         assert QUOTA - size >= store.usage()[2]
         assert (store.identity.start_epoch, store.identity.decision) == self.told
-        order = sorted(records, key=lambda record: (names.page_key(record.name), record.version))
-        assert whole_manifest(store, 2) == order
+        assert whole_manifest(store, 2) == sorted(records, key=place)
         for name in NAMES:
             for version in (1, 2, 3):
                 record = self.held.get((name, version))

@@ -5,7 +5,7 @@ import pytest
 from dws.events import Answered
 from dws.limits import BATCH_MAX_PAGES
 from dws.messages import Change, CopyFailed, Drop, Error, Locate, ManifestPage, Status, Stored
-from dws.names import bucket_of, make_version, page_key
+from dws.names import bucket_of, make_version
 from tests.dws.desk import HASTY, Desk, batch_id, page, record
 
 MINUTE = HASTY.garbage_s
@@ -62,9 +62,9 @@ def test_a_manifest_full_of_nonsense(desk: Desk) -> None:
     figure = desk.figures["web-3"]
     figure.held[("/x", 7)] = record("/x", 7)  # so that there is something to be asked for
     figure.number += 1
-    bucket = bucket_of(page_key("/x"))
+    bucket = bucket_of(7)
     others = [record(f"/{number}", number) for number in range(1, 300)]
-    nonsense = [each for each in others if bucket_of(page_key(each.name)) != bucket]
+    nonsense = [each for each in others if bucket_of(each.version) != bucket]
     whole = desk.answer_of
     desk.answer_of = lambda each, question: (  # type: ignore[method-assign]
         ManifestPage(bucket, nonsense, b"")

@@ -11,7 +11,7 @@ from dws.errors import Stale
 from dws.events import Answered, ServerAsked, Tick, Unanswered
 from dws.limits import MANIFEST_BUCKETS, RECORD_FORMAT
 from dws.messages import Error, Hello, Manifest, ManifestPage, Record
-from dws.names import bucket_of, make_version, page_key
+from dws.names import bucket_of, make_version
 from dws.rebuild import PROGRESS_S, Rebuild
 from dws.store import KnownServer
 
@@ -80,7 +80,7 @@ class Site:
 
     def page(self, name: str, question: Manifest) -> Any:
         """One record a page, cursors counting from 1."""
-        held = [each for each in self.held[name] if bucket_of(page_key(each.name)) == question.bucket]
+        held = [each for each in self.held[name] if bucket_of(each.version) == question.bucket]
         index = question.after[0] if question.after else 0
         more = index + 1 < len(held)
         return ManifestPage(question.bucket, held[index : index + 1], bytes([index + 1]) if more else b"")

@@ -20,9 +20,9 @@ import pytest
 
 from dws.errors import Refused
 from dws.limits import CHUNK_BYTES, INLINE_MAX_BYTES
-from dws.names import page_key
 from dws.nodes import store_walk
 from dws.nodes.page_store import LmdbPageStore
+from dws.nodes.page_tables import inline_key, record_key
 from dws.nodes.store_lives import ASIDE_MAX, FAULTS_WITHIN_S, StoreLife
 from dws.nodes.store_walk import Walked, WalkFailed, look, walk
 from tests.dws.test_quarantine import page_file, put, spoil
@@ -316,7 +316,7 @@ def test_a_store_that_was_never_used_passes(tmp_path: Path) -> None:
     )
 
 
-KEY = page_key("/small/3") + (1).to_bytes(8, "big")
+KEY = record_key("/small/3", 1)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ KEY = page_key("/small/3") + (1).to_bytes(8, "big")
     [
         (lambda path: change(path, "records", KEY, b"junk"), "ValidationError"),
         (lambda path: change(path, "records", KEY, None), "not those that it has counted"),
-        (lambda path: change(path, "inline", KEY[16:] + KEY[:16], None), "pages lack bytes"),
+        (lambda path: change(path, "inline", inline_key(KEY), None), "pages lack bytes"),
         (lambda path: change(path, "meta", b"state", b"\x00"), "Error"),
         (lambda path: change(path, "meta", b"identity", None), "whose it is"),
         (lambda path: (path / "store.mdb").write_bytes(b"x" * 40_000), "Error"),
@@ -369,7 +369,7 @@ def test_time_that_is_over_ends_it_without_a_fault(path: Path, monkeypatch: pyte
 
 
 def test_a_store_of_another_format_is_not_set_aside(path: Path) -> None:
-    change(path, "meta", b"format", b"2")
+    change(path, "meta", b"format", b"3")
     with pytest.raises(WalkFailed):
         walk(path, 5.0)
 

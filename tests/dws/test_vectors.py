@@ -144,7 +144,7 @@ WEB_2 = ServerRef(2, "web-2", "tcp://192.0.2.12:6001", 1 << 32 | 7)
 
 KEY = page_key(SMALL.name)
 SUMS = [0] * MANIFEST_BUCKETS
-SUMS[bucket_of(KEY)] = record_hash(KEY, VERSION)
+SUMS[bucket_of(VERSION)] = record_hash(KEY, VERSION)
 
 
 def located(record: Record, *holders: int) -> tuple[int, int, bytes, bytes, list[int]]:
@@ -246,8 +246,8 @@ SAMPLES: list[tuple[str, Any, bytes | None]] = [
     (REPLY, Unstaged(), None),
     (REQUEST, Sums(INCARNATION), None),
     (REPLY, SumsAre(12, SUMS), None),
-    (REQUEST, Manifest(INCARNATION, bucket_of(KEY), b"", 2000), None),
-    (REPLY, ManifestPage(bucket_of(KEY), [SMALL], b""), None),
+    (REQUEST, Manifest(INCARNATION, bucket_of(VERSION), b"", 2000), None),
+    (REPLY, ManifestPage(bucket_of(VERSION), [SMALL], b""), None),
     (REQUEST, Verify(INCARNATION, [("/index.html", VERSION), ("/film", VERSION)]), None),
     (REPLY, Verified([0], [1]), None),
     (REQUEST, NodeStats(20), None),
