@@ -41,10 +41,10 @@ class Picture:
         self.strays: dict[tuple[str, int], float] = {}
         self.disowned: set[tuple[str, int]] = set()
 
-    def account(self, key: bytes, version: int, sign: int) -> None:
+    def account(self, key: bytes, version: int) -> None:
         sums, bucket = self.sums, bucket_of(version)
-        sums[bucket] = (sums[bucket] + sign * record_hash(key, version)) & _MASK_64
-        self.count += sign
+        sums[bucket] = (sums[bucket] + record_hash(key, version)) & _MASK_64
+        self.count += 1
 
 
 class Catalog:
@@ -170,13 +170,23 @@ class Catalog:
 
     def release(self, server: int, name: str, version: int) -> bool:
         """The server was reported to hold this record no longer. False if that was known."""
+        return self.release_all(server, [(name, version)]) == 1
+
+    def release_all(self, server: int, copies: Iterable[tuple[str, int]]) -> int:
+        """The same of many: of how many it was news."""
         picture = self.pictures[server]
-        if self._is_copy(server, name, version):
-            self._take_from(server, name)
-        elif picture.strays.pop((name, version), None) is None:
-            return False
-        picture.account(page_key(name), version, -1)
-        return True
+        strays, sums = picture.strays, picture.sums
+        known = picture.count
+        for name, version in copies:
+            # Most are garbage that was dropped. A stray is never a copy, too.
+            if strays.pop((name, version), None) is None:
+                if not self._is_copy(server, name, version):
+                    continue
+                self._take_from(server, name)
+            picture.count -= 1
+            bucket = bucket_of(version)
+            sums[bucket] = (sums[bucket] - record_hash(page_key(name), version)) & _MASK_64
+        return known - picture.count
 
     def holds(self, server: int, name: str, version: int) -> bool:
         return self._is_copy(server, name, version) or (name, version) in self.pictures[server].strays
@@ -290,10 +300,10 @@ class Catalog:
             for server in entry.holders:
                 assert (name, entry.version) not in self.pictures[server].strays
                 assert (name, entry.version) not in self.pictures[server].disowned
-                pictures[server].account(page_key(name), entry.version, +1)
+                pictures[server].account(page_key(name), entry.version)
         for server, picture in self.pictures.items():
             for name, version in picture.strays:
-                pictures[server].account(page_key(name), version, +1)
+                pictures[server].account(page_key(name), version)
             assert pictures[server].sums == picture.sums
             assert pictures[server].count == picture.count
         grouped: dict[GroupKey, dict[str, None]] = {}

@@ -41,7 +41,7 @@ class Garbage:
         self._config = config
         self._is_open = is_open
         self._serial = 0
-        self._dropping: dict[int, dict[int, list[Dropped]]] = {}
+        self._dropping: dict[int, dict[int, list[tuple[str, int]]]] = {}  # server → serial → (name, version)
         self._reached: dict[int, tuple[int, int]] = {}  # server → strays that this round passed, and spared
         self.spared: dict[int, int] = {}
         """Server → strays from before a rebuild, or of no epoch that was, that are kept and reported."""
@@ -50,18 +50,19 @@ class Garbage:
         """Order drops of what is due on one server, a synced one."""
         if self._dropping.get(number) or not self._orders.has_room(number):
             return
-        due: list[Dropped] = []
+        due: list[tuple[str, int]] = []
         begin, spared = self._reached.get(number, (0, 0))
         strays = islice(self._catalog.pictures[number].strays.items(), begin, begin + _SWEEP_MAX)
         looked_at = 0
-        for (name, version), since in strays:
+        for copy, since in strays:
             if since + self._config.garbage_s > now or len(due) == BATCH_MAX_PAGES:
                 break
             looked_at += 1
+            name, version = copy
             if epoch_of(version) > self._head.epoch or self._from_before_rebuild(name, version):
                 spared += 1
             elif not self._is_open(version) and not self._is_visible(name, version):
-                due.append(Dropped(name, version))
+                due.append(copy)
         if looked_at == _SWEEP_MAX:
             # Those that stay must not hide what lies behind them from every sweep.
             self._reached[number] = (begin + looked_at - len(due), spared)
@@ -71,13 +72,16 @@ class Garbage:
         if due:
             self._serial += 1
             self._dropping.setdefault(number, {})[self._serial] = due
-            self._orders.drop(number, ("drop", self._serial), due, decision)
+            records = [Dropped(*copy) for copy in due]
+            self._orders.drop(number, ("drop", self._serial), records, decision)
 
     def reported(self, number: int) -> None:
         """The server's picture changed: drops that it shows as done are done."""
         drops = self._dropping.get(number, {})
-        for serial, records in list(drops.items()):
-            if not any(self._catalog.holds(number, each.name, each.version) for each in records):
+        # What is neither visible nor of an open batch is a stray, or not held; it will never be a copy.
+        strays = self._catalog.pictures[number].strays.keys()
+        for serial, copies in list(drops.items()):
+            if strays.isdisjoint(copies):
                 del drops[serial]
                 self._orders.done(number, ("drop", serial))
 

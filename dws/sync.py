@@ -134,8 +134,7 @@ class Sync:
         if page.after:
             question = Manifest(session.incarnation, page.bucket, page.after, MANIFEST_MAX_RECORDS)
             return [self._ask(number, session, question)]
-        for name, version in session.mine.pop(page.bucket):
-            self._catalog.release(number, name, version)
+        self._catalog.release_all(number, session.mine.pop(page.bucket))
         session.follower.loaded()
         return self._ask_ahead(number, session)
 
@@ -188,8 +187,7 @@ class Sync:
             if verdict == GAP:
                 break
             if verdict == APPLY:
-                for dropped in change.dropped:
-                    self._catalog.release(number, dropped.name, dropped.version)
+                self._catalog.release_all(number, [(each.name, each.version) for each in change.dropped])
                 keys = [page_key(record.name) for record in change.added]
                 self._catalog.hold_all(number, change.added, keys, now)
                 fresh.append(change)

@@ -75,6 +75,16 @@ class CatalogBesideAModel(RuleBasedStateMachine):
         assert self.catalog.release(server, name, version) == was_held
         self.note_strays()
 
+    @rule(server=SERVERS, told=st.lists(st.tuples(NAMES, VERSIONS), max_size=6))
+    def release_all(self, server: int, told: list[tuple[str, int]]) -> None:
+        """A report of many, unknown ones and repeated ones among them."""
+        held = self.held[server]
+        before = len(held)
+        for copy in told:
+            held.pop(copy, None)
+        assert self.catalog.release_all(server, told) == before - len(held)
+        self.note_strays()
+
     @rule(name=NAMES, version=VERSIONS)
     def show(self, name: str, version: int) -> None:
         """A decision: versions are shown once, and their holders are those with its bytes."""
