@@ -134,13 +134,13 @@ class Catalog:
         known = picture.count
         moves: dict[int, tuple[Group, Group]] = {}
         for record, key in zip(records, keys, strict=True):
-            name, version = copy = record.name, record.version
-            if copy in strays:
+            name, version = record.name, record.version
+            if strays and (name, version) in strays:
                 continue
             packed = pages.get(name)
             number, visible, size, digest, _ = unpack_head(packed) if packed is not None else _NO_PAGE
-            if packed is None or visible != version or digest != record.digest or copy in disowned:
-                strays[copy] = now
+            if packed is None or visible != version or digest != record.digest or (name, version) in disowned:
+                strays[name, version] = now
             else:
                 move = moves.get(number)
                 if move is None:
