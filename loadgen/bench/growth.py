@@ -18,13 +18,15 @@ from dws.nodes.supervisor import Supervisor
 from loadgen.bench.driving import DriverFailed, Measured, drive
 from loadgen.bench.jobs import Lookups, Puts
 from loadgen.bench.run import Run
-from loadgen.bench.stages import READS_WINDOW, WEBSERVERS, cluster, in_a_place, nodes_of, reads, store
+from loadgen.bench.stages import WEBSERVERS, cluster, in_a_place, nodes_of, reads, store
 
 _TINY_BYTES: Final = 16
 _FILL_PAGES: Final = 1000
 _FILL_WINDOW: Final = 4
 _OVERWRITES: Final = 10
-_WINDOW_A_SERVER: Final = 8
+_READ_WINDOW: Final = 16
+_READ_WINDOW_A_SERVER: Final = 8
+_READ_CLIENTS: Final = 2
 _SOON_S: Final = 2.0
 _SYNCED_WITHIN_S: Final = 120.0
 _POLL_S: Final = 0.02
@@ -164,8 +166,8 @@ def _more_servers(run: Run, place: Path) -> None:
         with cluster(place / str(count), count) as running:
             names = place / "names"
             store(running.endpoint, run.sizes.pages, run.sizes.page_bytes, names)
-            _read(run, running, names, f"grow-cpu-one-{count}", 1, _WINDOW_A_SERVER * count)
-            _read(run, running, names, f"grow-cpu-{count}", 10, READS_WINDOW)
+            _read(run, running, names, f"grow-cpu-one-{count}", 1, _READ_WINDOW_A_SERVER * count)
+            _read(run, running, names, f"grow-cpu-{count}", 10, _READ_WINDOW)
 
 
 def _read(run: Run, running: Supervisor, names: Path, key: str, pages: int, window: int) -> None:
@@ -173,6 +175,6 @@ def _read(run: Run, running: Supervisor, names: Path, key: str, pages: int, wind
     if not run.wants(key):
         return
     with run.watched():
-        measured = drive(reads(run, running.endpoint, names, pages, window), nodes_of(running))
+        measured = drive(reads(run, running.endpoint, names, pages, window, _READ_CLIENTS), nodes_of(running))
     used = sum(value for name, value in measured.cpu.items() if not name.startswith("client"))
     run.note(key, used, measured)

@@ -34,11 +34,11 @@ from loadgen.measured import ClientResult
 from loadgen.plan import Plan, filling, made_up
 
 WEBSERVERS: Final = 4
-#: Client processes of the cluster; their requests under way together are as many as the peer's.
-_CLIENTS: Final = 2
-READS_WINDOW: Final = 16
-#: As if there were eight times as many users.
+#: Requests under way, of one client process: as many as the peer's program has, which is one, too.
+_WINDOW: Final = 16
+#: As if there were eight times as many users. To read for so many fills a processor: two clients.
 _MANY_WINDOW: Final = 128
+_MANY_CLIENTS: Final = 2
 _LOOKUPS_WINDOW: Final = 32
 _PUT_PAGES: Final = 100
 _WEED_VOLUMES: Final = 2
@@ -47,6 +47,7 @@ _HTTP_WEBSERVERS: Final = 2
 _BATCH_PAGES: Final = 500
 #: A Locate with one name and its answer, roughly.
 _ECHO_BYTES: Final = 96
+_OPEN_CLIENTS: Final = 2
 _OPEN_THREADS: Final = 8
 _SMALL_CONNECTIONS: Final = 32
 _LARGE_CONNECTIONS: Final = 4
@@ -167,10 +168,10 @@ class Cluster:
         run.drive("lookup-1", [self._lookups(1, _LOOKUPS_WINDOW)], self._nodes)
         run.drive("lookup-10", [self._lookups(10, _LOOKUPS_WINDOW)], self._nodes)
         for pages in (1, 10, 40):
-            run.drive(f"read-{pages}", self._reads(pages, READS_WINDOW), self._nodes)
-            run.drive(f"read-{pages}-many", self._reads(pages, _MANY_WINDOW), self._nodes)
+            run.drive(f"read-{pages}", self._reads(pages, _WINDOW, 1), self._nodes)
+            run.drive(f"read-{pages}-many", self._reads(pages, _MANY_WINDOW, _MANY_CLIENTS), self._nodes)
         for pages in (_PUT_PAGES, 1):
-            run.drive(f"put-{pages}", self._puts(pages), self._nodes)
+            run.drive(f"put-{pages}", [self._puts(pages)], self._nodes)
         if run.wants("open-p50", "open-p99"):
             self._open()
         if run.wants("up", "down"):
@@ -182,16 +183,14 @@ class Cluster:
             self._endpoint, str(self._names_file), pages, window, run.seconds, run.warm_s, run.round
         )
 
-    def _reads(self, pages: int, window: int) -> list[Reads]:
-        return reads(self._run, self._endpoint, self._names_file, pages, window)
+    def _reads(self, pages: int, window: int, clients: int) -> list[Reads]:
+        return reads(self._run, self._endpoint, self._names_file, pages, window, clients)
 
-    def _puts(self, pages: int) -> list[Puts]:
+    def _puts(self, pages: int) -> Puts:
         run = self._run
-        return [
-            Puts(self._endpoint, f"/put/{pages}/{number}", pages, READS_WINDOW // _CLIENTS,
-                 run.sizes.page_bytes, run.seconds, run.warm_s)
-            for number in range(_CLIENTS)
-        ]  # fmt: skip
+        return Puts(
+            self._endpoint, f"/put/{pages}", pages, _WINDOW, run.sizes.page_bytes, run.seconds, run.warm_s
+        )
 
     def _open(self) -> None:
         """Half of what the same threads do when each sends its next request as soon as it has the answer."""
@@ -208,7 +207,7 @@ class Cluster:
 
     def _load(self, rate: float | None) -> list[ClientResult]:
         run = self._run
-        plan = Plan(count=None, duration_s=run.seconds, warmup_s=run.warm_s, clients=_CLIENTS,
+        plan = Plan(count=None, duration_s=run.seconds, warmup_s=run.warm_s, clients=_OPEN_CLIENTS,
                     threads=_OPEN_THREADS, files=1, rate=rate, seed=run.round)  # fmt: skip
         with run.watched():
             report = runner.run(plan, runner.Site([], self._names), self._endpoint, idle_s=0)
@@ -227,12 +226,12 @@ class Cluster:
             run.drive("down", [Down(self._endpoint, "/large")], self._nodes)
 
 
-def reads(run: Run, endpoint: str, names_file: Path, pages: int, window: int) -> list[Reads]:
+def reads(run: Run, endpoint: str, names_file: Path, pages: int, window: int, clients: int) -> list[Reads]:
     """window: requests under way, of all clients together."""
     return [
-        Reads(endpoint, str(names_file), pages, window // _CLIENTS, run.seconds, run.warm_s,
-              run.round * _CLIENTS + number)
-        for number in range(_CLIENTS)
+        Reads(endpoint, str(names_file), pages, window // clients, run.seconds, run.warm_s,
+              run.round * clients + number)
+        for number in range(clients)
     ]  # fmt: skip
 
 
@@ -245,10 +244,10 @@ def measure_weed(run: Run, place: Path) -> None:
         run.result.versions["SeaweedFS"] = weed.version
         if run.wants("weed-write", "weed-read", "weed-read-many"):
             # Not counted: it makes the volumes, once for each collection.
-            weed.benchmark("write", 200, run.sizes.page_bytes, READS_WINDOW)
+            weed.benchmark("write", 200, run.sizes.page_bytes, _WINDOW)
             written = float(run.sizes.weed_files)
-            _weed_benchmark(run, weed, "weed-write", "write", READS_WINDOW, written)
-            _weed_benchmark(run, weed, "weed-read", "read", READS_WINDOW, 8 * written)
+            _weed_benchmark(run, weed, "weed-write", "write", _WINDOW, written)
+            _weed_benchmark(run, weed, "weed-read", "read", _WINDOW, 8 * written)
             _weed_benchmark(run, weed, "weed-read-many", "read", _MANY_WINDOW, 8 * written)
         if run.wants("weed-lookup"):
             wrk = Wrk(place)

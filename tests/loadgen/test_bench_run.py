@@ -42,7 +42,7 @@ def test_a_small_run_measures_all_and_believes_nothing(tmp_path: Path) -> None:
     assert all(
         len(one["rates"]) == 1 and one["rates"][0] > 0 and not one["bad"] for one in by_key.values()
     ), by_key
-    assert {"balancer", "web servers", "client 1"} <= by_key["read-10"]["cpu"].keys()
+    assert {"balancer", "web servers", "client"} <= by_key["read-10"]["cpu"].keys()
     assert not result["believed"] and all(one["ratio"] is None for one in result["outcomes"])
     assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.html"}
 
