@@ -303,7 +303,8 @@ class Balancer:
         """None came, or one that is none."""
         if kind == "probe":
             self.counters["probes unanswered"] += 1
-            self.loads.probed(number, PROBE_TIMEOUT_S)
+            if self.health.counts(number, asked):
+                self.loads.probed(number, PROBE_TIMEOUT_S)
             server = self.members.by_number[number]
             return self._changed([server] if self.health.unanswered(server, asked, now) else [], now)
         if kind == "surplus":

@@ -82,10 +82,15 @@ class Health:
         evidence.failed = 0
         return self._judge(server, evidence, now)
 
+    def counts(self, number: int, asked_at: float) -> bool:
+        """Whether a probe says something of the server as it is: not one of before it came back."""
+        evidence = self._watched.get(number)
+        return evidence is not None and asked_at >= evidence.since
+
     def unanswered(self, server: Server, asked_at: float, now: float) -> bool:
         """A probe was not answered in time. True as above."""
         evidence = self._watched.get(server.number)
-        if evidence is None or asked_at < evidence.since:
+        if evidence is None or not self.counts(server.number, asked_at):
             return False
         evidence.asked = False
         if now < self._excused_until:

@@ -151,10 +151,12 @@ class Loads:
         self.far_s[number] = far_s
 
     def restarted(self, number: int, now: float) -> None:
-        """The server counts from zero again."""
+        """The server counts from zero again, and what was measured of its last life says nothing of this one."""
         load = self.servers[number]
         load.beat = None
         load.waiting = 0
+        load.rtt_s = _RTT_S
+        self.far_s[number] = 0.0
         if self.download[number] != inf:
             self._restart_clock(number, now)
 

@@ -7,6 +7,7 @@ import pytest
 
 from dws.config import Config
 from dws.effects import Ask
+from dws.events import Unanswered
 from dws.health import Health
 from dws.membership import ALIVE, Server
 from dws.messages import Copy, Locate, Ping, Pong, Status
@@ -183,6 +184,18 @@ def test_nor_is_the_answer_of_a_life_before(desk: Desk) -> None:
     desk.answer_of = answer_of  # type: ignore[method-assign]
     desk.wait(HASTY.probe_s + 0.5)
     assert state(desk, "web-1") == "suspect"
+
+
+def test_a_probe_that_a_life_before_left_unanswered_does_not_make_the_new_one_far(desk: Desk) -> None:
+    figure = desk.figures["web-1"]
+    asked_at = desk.now
+    desk.wait(0.1)
+    figure.restart()
+    desk.rejoin(figure)
+    desk.happen(Unanswered(("probe", figure.no, asked_at)))
+    assert desk.balancer.loads.far_s[figure.no] == 0.0
+    desk.happen(Unanswered(("probe", figure.no, desk.now)))
+    assert desk.balancer.loads.far_s[figure.no] > 0.0
 
 
 def test_an_older_server_answers_by_its_name(desk: Desk) -> None:

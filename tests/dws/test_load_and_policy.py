@@ -199,6 +199,17 @@ def test_a_restarted_server_counts_from_zero() -> None:
     assert not made.fault_of(1, beat(served=0))
 
 
+def test_nor_is_its_new_life_taken_to_be_as_far_away_as_its_last_was_at_the_end() -> None:
+    """Its last probes were not answered; readers would pass it by until a dozen more were."""
+    made = loads(1, 2)
+    for _ in range(3):
+        made.probed(1, 1.0)
+    made.restarted(1, 5.0)
+    made.assign(2, 1, 5.0)
+    assert made.far_s[1] == 0.0 and made.download[1] < made.download[2]
+    assert made.download_load_s(1, 5.0) < 1 * MS
+
+
 def test_a_response_time_shows_at_once() -> None:
     made = loads(1)
     made.assign(1, 10, 0.0)
