@@ -151,7 +151,7 @@ class Loads:
         self.far_s[number] = far_s
 
     def restarted(self, number: int, now: float) -> None:
-        """The server counts from zero again, and what was measured of its last life says nothing of this one."""
+        """The server counts from zero again; what was measured of its last life says nothing of this one."""
         load = self.servers[number]
         load.beat = None
         load.waiting = 0
