@@ -9,12 +9,12 @@ then it is what the watcher says: alive, suspect or dead. One that beats and is
 not well is suspect too; one that an operator wants emptied is draining.
 """
 
-import re
 from collections import Counter
 from typing import Final
 
 from msgspec import Struct
 
+from dws.addresses import endpoint_fault
 from dws.config import Config
 from dws.errors import BadRequest, BehindCatalog, DwsError, OverBound, Refused, Stale, TryAgain, WrongCluster
 from dws.limits import REBUILD_EPOCH_STEP, SERVER_NUMBER_MAX, SERVERS_MAX
@@ -30,9 +30,6 @@ DEAD: Final = heartbeat.DEAD
 CONTESTED: Final = "contested"
 DRAINING: Final = "draining"
 
-_PLACE: Final = r"://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}"
-_ENDPOINT: Final = re.compile("tcp" + _PLACE)
-_HTTP_ENDPOINT: Final = re.compile("https?" + _PLACE)
 _RETRY_S: Final = 0.1
 #: Beats of an older incarnation this long after a newer hello: two processes share one identity.
 _TWINS_AFTER_S: Final = 2.0
@@ -136,14 +133,10 @@ class Members:
         """
         known = self.by_id.get(hello.server)
         for endpoint in (hello.pages_endpoint, hello.jobs_endpoint):
-            if not _ENDPOINT.fullmatch(endpoint):
-                return BadRequest(
-                    f"{hello.name} announces {endpoint!r}, no endpoint of the form tcp://HOST:PORT"
-                )
-        if hello.http_endpoint and not _HTTP_ENDPOINT.fullmatch(hello.http_endpoint):
-            return BadRequest(
-                f"{hello.name} announces {hello.http_endpoint!r}, not of the form http://HOST:PORT"
-            )
+            if fault := endpoint_fault(endpoint):
+                return BadRequest(f"{hello.name} announces an endpoint, and {fault}")
+        if hello.http_endpoint and (fault := endpoint_fault(hello.http_endpoint, ("http", "https"))):
+            return BadRequest(f"{hello.name} announces an endpoint, and {fault}")
         if hello.cluster and hello.cluster != self._head.cluster:
             return WrongCluster(
                 f"server {hello.name} belongs to cluster {hello.cluster.hex()}, this catalog is of "

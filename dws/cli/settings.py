@@ -29,6 +29,7 @@ from typing import Any, Final, Self, get_origin
 import msgspec
 from msgspec import Struct
 
+from dws.addresses import EXAMPLE, endpoint_fault
 from dws.config import Config
 from dws.errors import ConfigError
 
@@ -40,7 +41,6 @@ _UNITS: Final[dict[str, int]] = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGTP", start=1)
     for suffix, base in (("iB", 1024), ("", 1024), ("B", 1000))
 }
-_ENDPOINT: Final = re.compile(r"(tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):\d{1,5}|ipc://\S+)")
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -54,8 +54,8 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_endpoint(text: str) -> str:
-    if not _ENDPOINT.fullmatch(text):
-        raise ValueError(f"{text!r} is not an endpoint, such as tcp://127.0.0.1:5600")
+    if fault := endpoint_fault(text):
+        raise ValueError(fault)
     return text
 
 
@@ -109,7 +109,7 @@ def _config_parser(field: msgspec.structs.FieldInfo) -> Callable[[str], Any]:
 
 
 _PLAIN: Final = (
-    Setting("balancer", "DWS_BALANCER", parse_endpoint, "tcp://127.0.0.1:5600"),
+    Setting("balancer", "DWS_BALANCER", parse_endpoint, EXAMPLE),
     Setting("timeout_s", "DWS_TIMEOUT_S", parse_seconds, None),
     Setting("log_level", "DWS_LOG_LEVEL", parse_log_level, "info"),
     Setting("serve.name", "DWS_NAME", str, None),

@@ -10,10 +10,10 @@ import random
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import zmq
 
+from dws.addresses import endpoint_fault, parts_of
 from dws.errors import ConfigError, Refused
 
 #: The balancer's ports: clients on the first, servers on the next, heartbeats on the third.
@@ -23,11 +23,11 @@ _TRIES: Final = 50
 
 
 def with_offset(endpoint: str, offset: int) -> str:
-    """The endpoint `offset` ports further."""
-    parts = urlsplit(endpoint)
-    if parts.scheme != "tcp" or not parts.hostname or not parts.port:
-        raise ConfigError(f"{endpoint!r} is no endpoint of the form tcp://HOST:PORT")
-    return f"tcp://{parts.hostname}:{parts.port + offset}"
+    """The endpoint `offset` ports further; ConfigError if it is none."""
+    if fault := endpoint_fault(endpoint, ports=1 + offset):
+        raise ConfigError(fault)
+    host, port = parts_of(endpoint)
+    return f"tcp://{host}:{port + offset}"
 
 
 def advertised(bind: str, advertise: str) -> str:

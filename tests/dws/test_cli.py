@@ -279,6 +279,8 @@ USAGE_ERRORS = [
     (["why", "x"], "must start with '/'"),
     (["status", "-b", "localhost"], "tcp://127.0.0.1:5600"),
     (["-b", "http://localhost:1", "status"], "is not an endpoint"),
+    (["-b", "tcp://127.0.0.1:99999", "status"], "--balancer: 'tcp://127.0.0.1:99999' has no possible port"),
+    (["-b", "tcp://127.0.0.1:0", "status"], "wanted 1 to 65535"),
     (["status", "--timeout", "soon"], "soon"),
     (["status", "--timeout", "-1"], "-1"),
     (["completion", "tcsh"], "tcsh"),
@@ -293,6 +295,7 @@ USAGE_ERRORS = [
     (["serve", "webserver", "--name", "w", "--data", "x", "--bind", "0.0.0.0"], "--advertise"),
     (["serve", "webserver", "--name", "w", "--data", "x", "--advertise", "0.0.0.0"], "announce"),
     (["serve", "balancer", "--data", "x", "--advertise", "0.0.0.0"], "--advertise"),
+    (["serve", "webserver", "--name", "w", "--data", "y", "-b", "tcp://h:99999"], "wanted 1 to 65535"),
 ]
 
 
@@ -408,6 +411,7 @@ def test_every_field_of_the_config_can_be_set_in_every_place(tmp_path: Path) -> 
         ("[config]\ncopies = 'many'", "config.copies in "),
         ("[config]\ncopies = 40", "1 <= copies <= 16"),
         ("balancer = 5600", "balancer in "),
+        ("balancer = 'tcp://h:99999'", "wanted 1 to 65535"),
         ("[config]\nbeat_s = true", "config.beat_s"),
         ("[config.copies]\nx = 1", "config.copies"),
         ("balancer = ", "is not TOML"),
