@@ -33,6 +33,13 @@ from dws.limits import (
 )
 from dws.messages import ANY, Drain, Forget, List, NodeStats, Ping, Resume, Stat, Status, Why
 from dws.names import check_name
+from dws.nodes.arguments import (
+    check_is_directory_path,
+    check_is_name,
+    check_pages,
+    check_target,
+    checked_names,
+)
 from dws.nodes.content_types import content_type
 from dws.nodes.endpoints import with_offset
 from dws.nodes.observed import Observer
@@ -149,10 +156,12 @@ class Client:
 
     def get(self, name: str) -> bytes:
         """The page's bytes, up to 64 MiB; NotFound if there is no such page."""
+        check_is_name(name)
         return self.get_many([name])[name]
 
     def get_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """Pages by name. Up to 1,000 names are one lookup, so one moment of the catalog."""
+        names = checked_names(names)
         pages: dict[str, bytes] = {}
         try:
             for start in range(0, len(names), LOCATE_MAX_NAMES):
@@ -180,6 +189,7 @@ class Client:
 
     def open(self, name: str) -> "PageReader":
         """A readable stream of a page of any size, in constant memory, digests checked."""
+        check_is_name(name)
         stream = self._stream(name)
         self._runner.begin(stream)
         while stream.page is None:
@@ -190,6 +200,8 @@ class Client:
     def download(self, name: str, target: Path | BinaryIO, on_progress: OnProgress = None) -> Page:
         """Write a page of any size to a file or stream. A file appears whole or not at all; a stream's
         `write` is given bytes or memoryviews of them."""
+        check_is_name(name)
+        check_target(target)
         if isinstance(target, Path):
             return self._download_file(name, target, on_progress)
         stream = self._stream(name)
@@ -249,6 +261,7 @@ class Client:
         One call is one batch: at most 1,000 pages and 64 MiB, or one page of any
         size. conditions: name → messages.ABSENT, or the version it must have.
         """
+        check_pages(pages)
         self._check_batch(pages)
         items = [self._item(name, source, len(pages) == 1) for name, source in pages.items()]
         for item in items:
@@ -317,6 +330,7 @@ class Client:
         bytes already are skipped. Symbolic links and file names that are not UTF-8
         are listed in the error, before anything is sent.
         """
+        check_is_directory_path(directory)
         files = scan_tree(directory, to)
         return self.upload_files(
             files, copies=copies, if_absent=if_absent, timeout_s=timeout_s, on_progress=on_progress
@@ -415,7 +429,7 @@ class Client:
     ) -> RemoveResult:
         """Take pages out of the catalog; up to 1,000 names are one decision. Missing ones are no error."""
         removed = 0
-        unique = list(dict.fromkeys(names))
+        unique = list(dict.fromkeys(checked_names(names)))
         for start in range(0, len(unique), BATCH_MAX_PAGES):
             some = {
                 name: (conditions or {}).get(name, ANY) for name in unique[start : start + BATCH_MAX_PAGES]
@@ -438,7 +452,7 @@ class Client:
 
     def stat(self, names: Iterable[str]) -> _PageStats:
         """Record and holders of each page, None where there is no such page."""
-        wanted = [*names]
+        wanted = checked_names(names)
         stats: _PageStats = []
         for start in range(0, len(wanted), LOCATE_MAX_NAMES):
             stats += self._call(Stat(wanted[start : start + LOCATE_MAX_NAMES])).pages
@@ -467,6 +481,7 @@ class Client:
         return maintained
 
     def why(self, name: str) -> messages.Because:
+        check_is_name(name)
         because: messages.Because = self._call(Why(name))
         if not because.version:
             raise NotFound(f"no such page: {name}")
