@@ -19,6 +19,7 @@ from patterns.mutex.interface import HELD
 from patterns.zeromq.mutex import MutexNode
 from patterns.zeromq.reactor import Reactor
 
+ROOT = Path(__file__).resolve().parents[1]  # where child processes find this package
 MEMBERS, ENTRIES, WITHIN_S, LOCK = (0, 1, 2), 30, 60.0, b"one at a time..."
 
 
@@ -79,9 +80,14 @@ def main(algorithm: str) -> int:
         database.execute("INSERT INTO row VALUES (0, '')")
         numbers = (*MEMBERS, len(MEMBERS)) if algorithm == COORDINATOR else MEMBERS
         words = [sys.executable, "-m", "examples.one_at_a_time", algorithm]
-        processes = [subprocess.Popen([*words, str(each), place], stdin=subprocess.PIPE) for each in numbers]
+        processes = [
+            subprocess.Popen([*words, str(each), place], cwd=ROOT, stdin=subprocess.PIPE) for each in numbers
+        ]
         value, give_up = 0, time.monotonic() + WITHIN_S
         while value < ENTRIES * len(MEMBERS) and time.monotonic() < give_up:
+            if any(process.poll() is not None for process in processes):
+                print("a process died", flush=True)
+                break
             time.sleep(0.05)
             value, fence = database.execute("SELECT value, fence FROM row").fetchone()
         for process in processes:

@@ -15,7 +15,7 @@ from patterns.zeromq.reactor import Reactor
 from patterns.zeromq.service import Service
 from patterns.zeromq.sockets import make_socket
 
-TASKS, RESULT_S, ASK_AGAIN_S, context = 20, 1.0, 2.0, zmq.Context()
+TASKS, RESULT_S, ASK_AGAIN_S, ROOT, context = 20, 1.0, 2.0, __file__.rpartition("examples")[0], zmq.Context()
 
 
 def worker(endpoint: str, life: str) -> None:
@@ -60,7 +60,7 @@ def farm(workers: int) -> bool:
     loop = Reactor(lambda: min(given.values(), default=None), on_round, longest_wait_s=0.1)
     loop.add(service.socket, service.drain, 100)
     command = [sys.executable, "-m", "examples.task_farm", service.socket.last_endpoint.decode()]
-    processes = [subprocess.Popen([*command, "1000" if at else "4"]) for at in range(workers)]
+    processes = [subprocess.Popen([*command, "1000" if at else "4"], cwd=ROOT) for at in range(workers)]
     for number in range(TASKS):
         tasks.offer("new", str(number))
     while len(done) < TASKS and any(process.poll() is None for process in processes):

@@ -1,6 +1,7 @@
 """The examples that are made of patterns alone, run as a reader runs them."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,19 @@ def test_all_tasks_are_done_though_a_worker_dies_over_one() -> None:
     assert "a worker dies" in done.stdout and "is given again" in done.stdout
     assert f"20 of 20 tasks done: {SQUARES}" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["task_farm", "one_at_a_time"])
+def test_a_script_runs_from_any_directory(name: str, tmp_path: Path) -> None:
+    # Where patterns are installed and examples are not.
+    (tmp_path / "patterns").symlink_to(ROOT / "patterns")
+    command = [sys.executable, EXAMPLES / f"{name}.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+        timeout=90, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
