@@ -65,6 +65,7 @@ def get(session: Session, /, names: tuple[str, ...], recursive: bool, to: str | 
         trees.check_name_or_prefix(name, recursive)
     if recursive and to == "-":
         raise click.UsageError("-r writes a tree, which does not go to standard output")
+    _check_target(names, recursive, to)
     with session.client() as client:
         if to == "-":
             return _to_stdout(client, names)
@@ -82,6 +83,13 @@ def get(session: Session, /, names: tuple[str, ...], recursive: bool, to: str | 
 
 
 # -- where to ------------------------------------------------------------------------------------
+
+
+def _check_target(names: Sequence[str], recursive: bool, to: str | None) -> None:
+    if to is not None and to != "-" and Path(to).exists() and not Path(to).is_dir():
+        if recursive or len(set(names)) > 1:
+            what = "a tree goes" if recursive else f"{len(set(names)):,} pages go"
+            raise click.UsageError(f"-o {to} is a file, and {what} into a directory: name one, or a new one")
 
 
 def _files(names: Sequence[str], to: str | None) -> list[Wanted]:
