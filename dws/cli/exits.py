@@ -95,6 +95,9 @@ def guarded(run: Callable[[], int | None], program: str = "dws") -> int:
     except (KeyboardInterrupt, click.Abort) as error:
         print(f"{program}: interrupted", file=sys.stderr)
         return code_of(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return USAGE
     except (errors.DwsError, click.ClickException, OSError) as error:
         print(f"{program}: error: {line_of(error)}", file=sys.stderr)
         return code_of(error)
