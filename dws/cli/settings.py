@@ -139,6 +139,9 @@ class Settings:
         self._environ = environ
         self._file = file
         self._table = _flat(table, file)
+        for key, value in self._table.items():
+            # Also where something else goes before it: a wrong file should show before it counts.
+            _parsed(SETTINGS[key], value, f"{key} in {file}")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, directory: Path | None = None) -> Self:

@@ -273,6 +273,8 @@ USAGE_ERRORS = [
     (["get", "index.html"], "must start with '/'"),
     (["get", "/a/../b"], "'..'"),
     (["get", "-r", "/", "-o", "-"], "tree"),
+    (["get", "-r", "/", "-o", "x"], "-o x is a file, and a tree goes into a directory"),
+    (["get", "/a", "/b", "-o", "x"], "-o x is a file, and 2 pages go into a directory"),
     (["ls", "docs"], "must start with '/'"),
     (["rm", "-r", "/"], "--yes"),
     (["rm", "/_dws/x"], "reserved"),
@@ -317,6 +319,13 @@ def test_no_command_shows_the_help(run: Run) -> None:
     result = run()
     assert result.exit_code == 2
     assert "Commands:" in result.stderr
+
+
+@pytest.mark.parametrize("group", ["node", "serve", "sim", "trace"])
+def test_a_group_without_a_command_shows_its_help_and_no_more(run: Run, group: str) -> None:
+    result = run(group)
+    assert result.exit_code == 2
+    assert result.stderr == run(group, "--help").stdout
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
@@ -426,6 +435,11 @@ def test_a_wrong_file_is_an_error_that_names_the_place(run: Run, file: str, says
         loaded.get("balancer")
         loaded.config({})
     assert says in str(raised.value)
+
+
+def test_a_wrong_value_is_an_error_though_the_environment_goes_before_it(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="balancer in "):
+        settings(tmp_path, "balancer = 5", DWS_BALANCER="tcp://h:1")
 
 
 def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
