@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
+try:
+    import click
 
-from dws.cli import exits
-from dws.cli.serve import config_of, config_options
-from dws.cli.settings import Settings, parse_port
-from dws.nodes.cluster_options import ClusterOptions
-from dws.nodes.supervisor import Interrupted, Supervisor
+    from dws.cli import exits
+    from dws.cli.serve import config_of, config_options
+    from dws.cli.settings import Settings, parse_port
+    from dws.nodes.cluster_options import ClusterOptions
+    from dws.nodes.supervisor import Interrupted, Supervisor
+except KeyboardInterrupt:
+    print("run_cluster.py: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 
 @click.command(

@@ -8,12 +8,17 @@ Data go to stdout; logs, progress and errors to stderr. Each module loads what
 it needs when a command runs, so that `dws --version` loads no sockets.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `dws` with these arguments, or the process's own; ends with one of the codes of exits.py."""
-    from dws.cli.program import program
+    try:
+        from dws.cli.program import program
+    except KeyboardInterrupt:
+        print("dws: interrupted", file=sys.stderr)
+        sys.exit(130)
 
     program.main(args=None if argv is None else list(argv))

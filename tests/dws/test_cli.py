@@ -251,6 +251,23 @@ def test_ctrl_c_is_130(run: Run, client: FakeClient, monkeypatch: pytest.MonkeyP
     assert (result.exit_code, result.stderr.strip()) == (130, "dws: interrupted")
 
 
+@pytest.mark.parametrize("entry", ["dws/__main__.py", "run_cluster.py"])
+def test_ctrl_c_is_130_while_modules_are_loaded(entry: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        f"runpy.run_path({entry!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith(": interrupted\n") and done.stderr.count("\n") == 1
+
+
 def test_a_bug_says_so(run: Run, client: FakeClient) -> None:
     client.raises = ZeroDivisionError("oops")
     result = run("status")
