@@ -66,7 +66,9 @@ def check(options: ClusterOptions) -> None:
         raise ConfigError(
             f"{announced} is no address to announce: say --advertise with the one that clients connect to"
         )
-    address(options.host)
+    # Any free port: what is found is that the address is none of this machine's.
+    if fault := _taken(options.host, 0):
+        raise ConfigError(f"host {options.host}: {fault}; --host wants an address of this machine")
     if options.site is not None and not options.site.is_dir():
         raise ConfigError(f"{options.site} is not a directory to upload")
     if options.record is not None and options.record.exists() and not options.record.is_dir():

@@ -100,6 +100,9 @@ class Supervisor:
     def start(self) -> Self:
         """Start all nodes and return when every web server is in sync; raises, with nothing left running."""
         check(self.options)
+        if not self.options.data.exists():
+            # Once more below, but here a start that is refused leaves no directory behind.
+            self._check_ports()
         try:
             self._lock()
             self._refuse_fewer()
@@ -120,6 +123,13 @@ class Supervisor:
             self.stop()
             raise
         return self
+
+    def _check_ports(self) -> None:
+        options = self.options
+        if options.port:
+            check_ports(options.host, options.port)
+        if options.http_port:
+            check_http_port(options.host, options.http_port)
 
     def _lock(self) -> None:
         self.options.data.mkdir(parents=True, exist_ok=True)
@@ -147,10 +157,7 @@ class Supervisor:
 
     def _start_balancer(self) -> None:
         options = self.options
-        if options.port:
-            check_ports(options.host, options.port)
-        if options.http_port:
-            check_http_port(options.host, options.http_port)
+        self._check_ports()
         arguments = [BALANCER, "--bind", address(options.host), "--port", str(options.port)]
         arguments += [_REBUILD] if options.rebuild else []
         node = self._node(BALANCER, BALANCER, arguments)

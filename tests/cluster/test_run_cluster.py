@@ -256,7 +256,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         " stop what uses it, or choose another"
         " --http-port (0 takes a free one; --no-http starts no gateway)\n"
     )
-    assert not list((tmp_path / "http").glob("logs/*")), "nothing was started"
+    assert not (tmp_path / "http").exists() and not (tmp_path / "data").exists(), "nothing was left"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +270,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         ("--port 65535", "port 65535"),
         ("--http-port 65536", "--http-port '65536' is not a port"),
         ("--host 0.0.0.0", "--advertise"),
+        ("--host 192.0.2.77 --port 0", "192.0.2.77: cannot assign requested address; --host wants"),
         ("--host no.such.host.invalid", "no.such.host.invalid"),
         ("--site /nowhere/at/all", "/nowhere/at/all"),
         ("--restart sometimes", "always"),
