@@ -175,7 +175,9 @@ class Watch:
 
     def run(self) -> int:
         """Until Ctrl-C."""
-        options = {"timeout_s": self._session.timeout_s or _WATCH_TIMEOUT_S}
+        # The watch says itself when it has lost touch.
+        options: dict[str, Any] = {"timeout_s": self._session.timeout_s or _WATCH_TIMEOUT_S}
+        options["on_silence"] = None
         # On a terminal, one screen that changes; otherwise one report after the other.
         if sys.stdout.isatty() and not self._session.json:
             from rich.console import Console

@@ -43,7 +43,7 @@ from dws.nodes.arguments import (
 from dws.nodes.content_types import content_type
 from dws.nodes.endpoints import with_offset
 from dws.nodes.observed import Observer
-from dws.nodes.runner import Runner
+from dws.nodes.runner import OnSilence, Runner
 from dws.nodes.sources import BytesSource, FileSource, SizedStream, StreamSource
 from dws.nodes.trees import scan_tree
 from dws.outbox import PutItem
@@ -108,16 +108,20 @@ def connect(
     context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     seed: int | None = None,
     observer: Observer | None = None,
+    on_silence: OnSilence = None,
 ) -> "Client":
     """A client of the cluster behind this balancer. Connecting happens on first use.
 
     timeout_s: how long a call may take without progress before it raises.
     seed: makes request ids and batch ids repeatable, for tests.
     observer: told of every message as it is sent or received; `dws trace` is one.
+    on_silence: called once, with the seconds a call may take, if nothing has answered for the first two.
     Raises ConfigError if `balancer` is no endpoint of the form tcp://HOST:PORT.
     """
     with_offset(balancer, 0)
-    return Client(balancer, timeout_s=timeout_s, context=context, seed=seed, observer=observer)
+    return Client(
+        balancer, timeout_s=timeout_s, context=context, seed=seed, observer=observer, on_silence=on_silence
+    )
 
 
 class Client:
@@ -134,13 +138,14 @@ class Client:
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
         seed: int | None = None,
         observer: Observer | None = None,
+        on_silence: OnSilence = None,
     ) -> None:
         self.balancer = balancer
         self.timeout_s = timeout_s
         self.served: Counter[str] = Counter()
         """Web server → pages (or chunks of large pages) that it delivered to this client."""
         self._rng = random.Random(seed) if seed is not None else random.Random(secrets.randbits(64))
-        self._runner = Runner(balancer, context, self._rng, observer)
+        self._runner = Runner(balancer, context, self._rng, observer, on_silence)
         self._directory = self._runner.directory
 
     def __enter__(self) -> "Client":

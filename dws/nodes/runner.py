@@ -8,7 +8,7 @@ what they do (client.py, download.py, upload.py).
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -27,8 +27,13 @@ from patterns.zeromq.readiness import Readiness
 from patterns.zeromq.sockets import is_readable
 
 _LONGEST_WAIT_S = 0.5
+_SILENCE_S = 2.0
 #: Replies taken from one socket before the loop's caller may use what they brought.
 _REPLIES_A_ROUND = 8
+
+
+#: Told once, with the seconds that an operation may take, that nothing has answered so far.
+OnSilence = Callable[[float], None] | None
 
 
 class Runner:
@@ -40,8 +45,10 @@ class Runner:
         context: "zmq.Context[zmq.Socket[bytes]] | None",
         rng: random.Random,
         observer: Observer | None = None,
+        on_silence: OnSilence = None,
     ) -> None:
         self.directory = Directory()
+        self._on_silence = on_silence
         self._balancer = balancer
         self._thread = threading.get_ident()
         self._owns_context = context is None
@@ -114,6 +121,15 @@ class Runner:
                 self._go_on(operation, operation.unanswered(tag, now))
         if now >= self._tick_at:
             self._tick_all()
+        if self._on_silence is not None:
+            self._mind_silence(now, self._on_silence)
+
+    def _mind_silence(self, now: float, tell: Callable[[float], None]) -> None:
+        for operation in self._running:
+            if now - operation.began >= _SILENCE_S:
+                self._on_silence = None
+                tell(operation.ends_at - operation.began)
+                return
 
     def _tick_all(self) -> None:
         self._tick_at = inf
@@ -134,6 +150,7 @@ class Runner:
                 # Either none is left, or there were many that nobody awaits.
                 self._readiness.used(socket)
                 return True
+            self._on_silence = None
             (operation, tag), body, frame = received
             if operation in self._running:
                 data = frame.buffer if frame is not None else b""

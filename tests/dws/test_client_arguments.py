@@ -34,3 +34,13 @@ def test_an_argument_of_a_wrong_type_is_a_type_error(call: Callable[[Any], Any],
     # Nobody listens there: what was sent would end in Unreachable.
     with dws.connect("tcp://127.0.0.1:9", timeout_s=0.05) as client, pytest.raises(TypeError, match=says):
         call(client)
+
+
+def test_silence_is_told_once_and_with_the_time_that_is_left_to_try() -> None:
+    told: list[float] = []
+    with (
+        dws.connect("tcp://127.0.0.1:9", timeout_s=2.6, on_silence=told.append) as client,
+        pytest.raises(dws.Unreachable),
+    ):
+        client.ping()
+    assert [round(limit_s, 1) for limit_s in told] == [2.6]
