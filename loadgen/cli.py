@@ -259,7 +259,8 @@ def run(
     try:
         site = runner.survey(balancer, plan, read_names(names) if names else None, timeout_s, http)
         if site.too_large:
-            click.echo(f"{site.too_large} pages over 64 MiB are left out.", err=True)
+            pages, are = ("page", "is") if site.too_large == 1 else ("pages", "are")
+            click.echo(f"{site.too_large:,} {pages} over 64 MiB {are} left out.", err=True)
         with LiveTable(plan) as on_progress:
             report = runner.run(
                 plan,

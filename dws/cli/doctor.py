@@ -112,6 +112,10 @@ def _text(told: ClusterStatus, found: list[Finding]) -> str:
         for finding in found
     ]
     servers = len(told.servers)
-    whole = f"{servers} web servers, {output.pages_text(told.pages)}"
-    verdict = f"{problems} problems; {whole}" if problems else f"healthy: {whole}"
+    whole = f"{servers} web {'server' if servers == 1 else 'servers'}, {output.pages_text(told.pages)}"
+    verdict = (
+        f"{problems} {'problem' if problems == 1 else 'problems'}; {whole}"
+        if problems
+        else f"healthy: {whole}"
+    )
     return "\n".join([*lines, verdict])

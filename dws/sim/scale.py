@@ -61,7 +61,8 @@ def run(options: Options, pages: int, kill: int, told: Callable[[Stage], None], 
         for server in world.servers[:kill]:
             server.crash()
         del world.servers[:kill]
-        text = f"all pages have {options.copies} live copies, after {kill} servers were killed"
+        killed = "1 server was" if kill == 1 else f"{kill:,} servers were"
+        text = f"all pages have {options.copies} live copies, after {killed} killed"
         _until(world, "repair", told, _has_copies, text)
 
 

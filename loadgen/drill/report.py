@@ -170,13 +170,14 @@ def to_text(report: DrillReport) -> str:
         + (f", {report.undecided:,} families judged page by page" if report.undecided else "")
     )
     parts.append(_speed_text(report))
+    rounds = "1 round" if len(report.rounds) == 1 else f"{len(report.rounds)} rounds"
     if report.interrupted:
         parts.append("interrupted; everything is stopped")
     elif report.passed:
-        parts.append(f"PASSED: {report.fault}, {len(report.rounds)} rounds, seed {report.seed}")
+        parts.append(f"PASSED: {report.fault}, {rounds}, seed {report.seed}")
     else:
         parts += [f"PROBLEM: {problem}" for problem in report.all_problems]
-        parts.append(f"FAILED: {report.fault}, {len(report.rounds)} rounds, seed {report.seed}")
+        parts.append(f"FAILED: {report.fault}, {rounds}, seed {report.seed}")
     return "\n\n".join(part for part in parts if part)
 
 

@@ -223,7 +223,7 @@ def test_problems_are_1_and_say_what_to_do() -> None:
     assert result.exit_code == 1
     assert "problem  web-3: is dead, last heard 0 s ago\n         next: " in result.stdout
     assert "dws node forget web-3" in result.stdout
-    assert result.stdout.endswith("1 problems; 3 web servers, 10 pages\n")
+    assert result.stdout.endswith("1 problem; 3 web servers, 10 pages\n")
 
 
 def test_as_json() -> None:

@@ -175,7 +175,7 @@ def report(*rounds: Round, **fields: Any) -> DrillReport:
 def test_a_drill_without_problems_has_passed() -> None:
     made = report(Round(1, "web-1 is killed", detected_s=0.02))
     assert made.passed
-    assert "PASSED: kill, 1 rounds, seed 1" in to_text(made)
+    assert "PASSED: kill, 1 round, seed 1" in to_text(made)
     assert json.loads(to_json(made))["passed"] is True
 
 
