@@ -7,6 +7,7 @@ A *problem* wants somebody to act, or to wait for something that is named. A
 *notice* is worth knowing and changes no verdict.
 """
 
+import shlex
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -109,7 +110,7 @@ def _servers(seen: Seen) -> Iterator[Finding]:
 def _state(server: ServerStatus, namesake: bool, told: ClusterStatus) -> Iterator[Finding]:
     name, heard = server.name, f"last heard {server.last_beat_age_s:,.0f} s ago"
     if server.state == DEAD:
-        forget = f"dws node forget {name}" + (f" --number {server.number}" if namesake else "")
+        forget = f"dws node forget {shlex.quote(name)}" + (f" --number {server.number}" if namesake else "")
         if namesake:
             text = f"an earlier {name} (number {server.number}) is dead, {heard}; another one has its name"
             yield _problem("dead-namesake", name, text, f"if its disk is lost: {forget}")
@@ -146,9 +147,10 @@ def _draining(server: ServerStatus, told: ClusterStatus) -> Finding:
         return _notice("draining", name, "is drained, and what it holds is not known yet", step)
     if server.to_move:
         waits = f", and waits: {told.repair.text}" if told.repair.text else ""
-        step = f"wait for the end (`dws status`), or take it back: dws node resume {name}"
+        step = f"wait for the end (`dws status`), or take it back: dws node resume {shlex.quote(name)}"
         return _notice("draining", name, f"is drained: {server.to_move:,} pages to move{waits}", step)
-    step = f"stop it, then: dws node forget {name}; or take the drain back: dws node resume {name}"
+    quoted = shlex.quote(name)
+    step = f"stop it, then: dws node forget {quoted}; or take the drain back: dws node resume {quoted}"
     return _notice("drained", name, "is drained and safe to stop", step)
 
 
@@ -163,7 +165,7 @@ def _figures(server: ServerStatus) -> Iterator[Finding]:
         yield _problem(
             "damaged", server.name, f"{server.damaged:,} damaged records were set aside since its start",
             f"they are copied again from elsewhere; check that disk, and if there are more: dws node drain"
-            f" {server.name}",
+            f" {shlex.quote(server.name)}",
         )  # fmt: skip
     if server.note and server.state != SUSPECT:
         yield _notice("note", server.name, server.note, "the balancer's log says more")

@@ -226,6 +226,12 @@ def test_problems_are_1_and_say_what_to_do() -> None:
     assert result.stdout.endswith("1 problem; 3 web servers, 10 pages\n")
 
 
+def test_a_name_is_quoted_where_it_is_to_be_typed() -> None:
+    told = status(server(1), server(2), server(3, "dead", name="we b/1"))
+    [dead] = examine(Seen(told, told, {}))
+    assert "dws node forget 'we b/1'" in dead.next
+
+
 def test_as_json() -> None:
     told = status(server(1), server(2), server(3, "dead"), counters={"heartbeat asleep": 1})
     result = run(FakeClient(told, told), "--json")
