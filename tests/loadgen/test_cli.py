@@ -56,7 +56,7 @@ def test_flags_become_the_plan(stand_in: Runner, capsys: pytest.CaptureFixture[s
     assert stand_in.asked["timeout_s"] == 3.0
     said = capsys.readouterr()
     assert "open load, 50 requests a second" in said.out
-    assert said.err == "1 pages over 64 MiB are left out.\n"
+    assert said.err == "1 page over 64 MiB is left out.\n"
 
 
 def test_the_environment_names_the_balancer(stand_in: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
