@@ -142,7 +142,7 @@ class Report:
             incarnation=server.incarnation,
             pages=balancer.catalog.pictures[server.number].count,
             bytes_stored=beat.bytes_stored if beat else 0,
-            bytes_free=beat.bytes_free if beat else 0,
+            bytes_free=max(0, balancer.loads.bytes_free(server.number)),
             visits=beat.visits if beat else 0,
             visits_last_period=beat.visits_last if beat else 0,
             served=beat.served if beat else 0,

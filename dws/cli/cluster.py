@@ -47,6 +47,9 @@ Examples:
 def status(session: Session, /, watch: bool) -> int:
     """Show the cluster's pages, copies and servers.
 
+    `free` is what uploads may still take: the disk's free space, or the rest of the quota, less the
+    share that stays free (free_reserve, 5 %).
+
     Exit code 4 if the balancer does not answer. The watch says so and goes on.
     """
     if watch:

@@ -48,7 +48,7 @@ _CLUSTER_GAUGES: Final = (
 _SERVER_GAUGES: Final = (
     ("dws_server_pages", "Records that the server holds.", "pages"),
     ("dws_server_stored_bytes", "Bytes that the server stores.", "bytes_stored"),
-    ("dws_server_free_bytes", "Bytes that the server can still take.", "bytes_free"),
+    ("dws_server_free_bytes", "Bytes that uploads may still take there.", "bytes_free"),
     ("dws_server_period_visits", "Visits in this statistics period so far.", "visits"),
     ("dws_server_last_period_visits", "Visits in the whole last statistics period.", "visits_last_period"),
     ("dws_server_waiting_requests", "Requests that waited at the last heartbeat.", "waiting"),

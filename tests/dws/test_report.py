@@ -103,7 +103,9 @@ def test_status_shows_each_server_as_it_beat_last(desk: Desk) -> None:
     assert (server.name, server.state, server.endpoint) == ("web-1", "alive", "tcp://web-1:1")
     assert (server.served, server.failed, server.waiting) == (100, 3, 2)
     assert (server.visits, server.visits_last_period, server.bytes_sent) == (40, 60, 999)
-    assert (server.pages, server.bytes_stored, server.bytes_free) == (1, 5, figure.bytes_free)
+    assert (server.pages, server.bytes_stored) == (1, 5)
+    # What uploads may still take, as placements are decided by.
+    assert server.bytes_free == desk.balancer.loads.bytes_free(figure.no) < figure.bytes_free
     assert server.last_beat_age_s == pytest.approx(0.25)
 
 
