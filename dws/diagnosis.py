@@ -13,10 +13,11 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from dws.limits import BATCH_MAX_BYTES
 from dws.membership import ALIVE, CONTESTED, DEAD, DRAINING, JOINING, SUSPECT
 from dws.messages import ClusterStatus, ServerStatus
 
-#: Of a server's room less than this share is free: uploads go elsewhere (Config.free_reserve).
+#: A server is full that uploads may fill by less than this share of what it could hold, and than a batch.
 FREE_SHARE: Final = 0.05
 #: More of a process's file descriptors than this share are in use.
 FILES_SHARE: Final = 0.8
@@ -88,11 +89,14 @@ def _servers(seen: Seen) -> Iterator[Finding]:
         )  # fmt: skip
         return
     names = [server.name for server in told.servers]
+    before = {server.number: server for server in seen.status.servers}
     for server in told.servers:
         namesake = names.count(server.name) > 1
         yield from _state(server, namesake, told)
         yield from _figures(server)
-        yield from _endpoints(server, seen.answers.get(server.number))
+        if answer := seen.answers.get(server.number):
+            yield from _limits(server, answer)
+            yield from _endpoints(server, answer, before.get(server.number))
     live = [server for server in told.servers if server.state in (ALIVE, SUSPECT)]
     if len(live) < told.copies:
         yield _problem(
@@ -101,8 +105,10 @@ def _servers(seen: Seen) -> Iterator[Finding]:
             "start the dead ones again, or more of them",
         )  # fmt: skip
     elif sum(_has_room(server) for server in live) < told.copies:
+        room = sorted((server.bytes_free for server in live), reverse=True)[told.copies - 1]
         yield _problem(
-            "no-room", "cluster", f"fewer than {told.copies} web servers have room: puts fail",
+            "no-room", "cluster",
+            f"no more than {room:,} bytes fit on {told.copies} web servers: larger puts fail",
             "remove pages, raise quotas (--quota), free the disks, or start more web servers",
         )  # fmt: skip
 
@@ -158,7 +164,7 @@ def _figures(server: ServerStatus) -> Iterator[Finding]:
     if server.state in (ALIVE, SUSPECT, DRAINING) and not _has_room(server):
         yield _problem(
             "disk-full", server.name,
-            f"{server.bytes_free:,} bytes are free, under {FREE_SHARE:.0%}: it gets no new pages",
+            f"it is full: uploads may take {server.bytes_free:,} bytes more, and larger ones pass it over",
             "free its disk, raise its --quota, or drain it after starting another server",
         )  # fmt: skip
     if server.damaged:
@@ -172,14 +178,21 @@ def _figures(server: ServerStatus) -> Iterator[Finding]:
 
 
 def _has_room(server: ServerStatus) -> bool:
-    return server.bytes_free > FREE_SHARE * (server.bytes_free + server.bytes_stored)
+    whole = server.bytes_free + server.bytes_stored
+    return server.bytes_free > min(FREE_SHARE * whole, BATCH_MAX_BYTES)
 
 
-def _endpoints(server: ServerStatus, answer: Answer | None) -> Iterator[Finding]:
-    if answer is None:
+def _endpoints(server: ServerStatus, answer: Answer, before: ServerStatus | None) -> Iterator[Finding]:
+    """Of a server that the balancer does not reach either its state says more."""
+    if not (answer.fault or answer.http_fault) or server.state not in (ALIVE, DRAINING):
         return
     name = server.name
-    if answer.fault and server.state in (ALIVE, DRAINING):
+    if before is None or before.state != server.state or before.incarnation != server.incarnation:
+        was = "" if before is None or before.state == server.state else f" ({before.state} before)"
+        text = f"came back while it was looked at{was}: that it did not answer from here says nothing"
+        yield _notice("came-back", name, text, "run `dws doctor` again; why it was gone is in its log")
+        return
+    if answer.fault:
         step = "the balancer reaches it: see its --advertise, and firewalls between here and there"
         yield _problem(
             "unreachable", name, f"{server.endpoint} does not answer from here: {answer.fault}", step
@@ -188,6 +201,10 @@ def _endpoints(server: ServerStatus, answer: Answer | None) -> Iterator[Finding]
         text = f"its HTTP endpoint {server.http_endpoint} does not answer from here: {answer.http_fault}"
         step = "browsers are sent there: see its log, its --advertise, and firewalls"
         yield _problem("http-unreachable", name, text, step)
+
+
+def _limits(server: ServerStatus, answer: Answer) -> Iterator[Finding]:
+    name = server.name
     if answer.files_max and answer.files > FILES_SHARE * answer.files_max:
         text = f"{answer.files:,} of {answer.files_max:,} file descriptors are in use"
         yield _problem(

@@ -87,6 +87,13 @@ CASES: dict[str, tuple[ClusterStatus, list[tuple[str, ...]]]] = {
         status(server(1), server(2), server(3, bytes_free=90, bytes_stored=FREE)),
         [("problem", "disk-full", "web-3")],
     ),
+    "less room than for a small site, of little": (
+        status(server(1, bytes_free=5_000, bytes_stored=1 << 20), server(2), server(3)),
+        [("problem", "disk-full", "web-1")],
+    ),
+    "room for a batch, which is little of a large disk": (
+        status(server(1, bytes_free=65 << 20, bytes_stored=1 << 40), server(2), server(3)), [],
+    ),
     "no room": (
         status(server(1), server(2, bytes_free=0), server(3, bytes_free=0)),
         [
@@ -152,14 +159,37 @@ def test_servers_that_cannot_be_reached_from_here() -> None:
         ("problem", "unreachable", "web-1"),
         ("problem", "http-unreachable", "web-1"),
         ("problem", "dead", "web-3"),
-        ("problem", "http-unreachable", "web-3"),
     ]
+
+
+@pytest.mark.parametrize("state", ["suspect", "joining", "dead", "contested"])
+def test_of_a_server_that_the_balancer_does_not_reach_its_state_is_told_alone(state: str) -> None:
+    silent = Answer(fault="no answer", http_fault="refused")
+    told = status(server(1, state), server(2), server(3))
+    codes = {code for _, code, where in found(told, status(), s1=silent) if where == "web-1"}
+    assert len(codes) == 1 and codes.isdisjoint({"unreachable", "http-unreachable"})
+
+
+@pytest.mark.parametrize("before", [{"state": "suspect"}, {"state": "joining"}, {"incarnation": 6}])
+def test_a_server_that_came_back_meanwhile_is_not_said_to_be_reached_by_the_balancer(
+    before: dict[str, Any],
+) -> None:
+    silent = Answer(fault="no answer", http_fault="refused")
+    first = status(replace(server(1), **before), server(2), server(3))
+    assert found(status(), first, s1=silent) == [("notice", "came-back", "web-1")]
 
 
 def test_limits_and_clocks() -> None:
     assert found(status(), s1=Answer(files=900, files_max=1000)) == [("problem", "file-limit", "web-1")]
     assert found(status(), s1=Answer(files=700, files_max=1000)) == []
     assert found(status(), s2=Answer(clock_s=-60.0)) == [("notice", "clock", "web-2")]
+
+
+def test_what_still_fits_on_full_servers_is_told() -> None:
+    full = [server(number, bytes_free=35, bytes_stored=2 << 20) for number in (1, 2, 3)]
+    findings = {each.code: each.text for each in examine(Seen(status(*full), status(*full)))}
+    assert findings["no-room"] == "no more than 35 bytes fit on 2 web servers: larger puts fail"
+    assert "may take 35 bytes more" in findings["disk-full"]
 
 
 def test_too_few_copies_say_how_far_repair_is() -> None:
