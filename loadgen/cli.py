@@ -117,7 +117,7 @@ def cli() -> None:
 @click.option(
     "--start-at",
     metavar="TIME",
-    help="Begin to count at 12:00:05, 2030-01-31T12:00:05 or in +30 seconds, after the warm-up: "
+    help="Begin to count at 12:00:05, 2030-01-31T12:00:05 or, in 30 seconds, +30, after the warm-up: "
     "for several hosts together. Give each another --seed, and `merge` their reports.",
 )
 @click.option(

@@ -75,7 +75,7 @@ def scale_clusters(
     plan = Plan(**flags, count=None)
     counts = scale.parse_webservers(webservers)
     try:
-        found, interrupted = scale.scale(counts, plan, pages, parse_size(size), _say)
+        found = scale.scale(counts, plan, pages, parse_size(size), _say)
     except (RunError, DwsError) as error:
         raise OutputError(str(error)) from error
     found.command = list(click.get_current_context().obj or [])
@@ -88,7 +88,7 @@ def scale_clusters(
         write(json_path, scaling.to_json(found))
     if html_path:
         write(html_path, scaling.to_html(found).encode())
-    if interrupted:
+    if found.interrupted:
         return 130
     return 1 if any(step.failed for step in found.steps) else 0
 

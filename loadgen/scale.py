@@ -41,10 +41,8 @@ def parse_webservers(text: str) -> list[int]:
     return found
 
 
-def scale(
-    webservers: Sequence[int], plan: Plan, pages: int, page_bytes: int, say: Say
-) -> tuple[Scaling, bool]:
-    """Run the plan on a cluster of each size; and whether it was interrupted before the last."""
+def scale(webservers: Sequence[int], plan: Plan, pages: int, page_bytes: int, say: Say) -> Scaling:
+    """Run the plan on a cluster of each size. Ctrl-C ends it with those that were measured."""
     check_pages(plan, pages, page_bytes)
     steps: list[Step] = []
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -52,14 +50,18 @@ def scale(
     for count in webservers:
         copies = min(COPIES, count)
         say(f"{count} web server{'s' if count > 1 else ''}, {copies} cop{'ies' if copies > 1 else 'y'} …")
-        report = _one(count, copies, plan, pages, page_bytes)
+        try:
+            report = _one(count, copies, plan, pages, page_bytes)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
         interrupted = report.interrupted
         if interrupted:
             break
         steps = compared([*steps, step_of(count, copies, report)])
         say(f"  {steps[-1].pages_per_s:,.0f} pages a second, {steps[-1].speed_up:.2f} times the first")
     made_by = f"dws-loadgen {dws.__version__}"
-    return Scaling(started, made_by, plan, pages, page_bytes, cores(), steps), interrupted
+    return Scaling(started, made_by, plan, pages, page_bytes, cores(), steps, interrupted=interrupted)
 
 
 def check_pages(plan: Plan, pages: int, page_bytes: int) -> None:

@@ -49,6 +49,8 @@ class Scaling(Struct):
     """Of the one machine that all of it ran on."""
     steps: list[Step]
     command: list[str] = []
+    interrupted: bool = False
+    """Before the last cluster was measured."""
     schema: int = SCALING_SCHEMA
 
 
@@ -89,6 +91,11 @@ def verdict(scaling: Scaling) -> list[Mark]:
     """What can be concluded: first what came out, then on how many cores."""
     steps, cores = scaling.steps, scaling.cores
     marks: list[Mark] = []
+    if scaling.interrupted:
+        done = f"{len(steps)} cluster{'s' if len(steps) != 1 else ''}"
+        marks.append(("warn", f"Interrupted: {done} measured, not all that were wanted."))
+    if not steps:
+        return marks
     failed = sum(step.failed for step in steps)
     if failed:
         marks.append(("bad", f"{failed:,} requests failed."))
@@ -163,7 +170,7 @@ def to_text(scaling: Scaling) -> str:
 def to_html(scaling: Scaling) -> str:
     """The whole file."""
     steps = scaling.steps
-    title = f"{len(steps)} clusters, the same load"
+    title = f"{len(steps)} cluster{'s' if len(steps) != 1 else ''}, the same load"
     if len(steps) > 1:
         last, first = steps[-1], steps[0]
         title = f"{first.webservers} → {last.webservers} web servers: {last.speed_up:.2f} times as fast"

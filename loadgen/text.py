@@ -85,6 +85,8 @@ def verdict(report: Report, summary: Summary) -> list[Mark]:
     marks += [
         ("ok" if one.passed else "bad" if one.must else "note", check_text(one)) for one in report.checks
     ]
+    if report.interrupted and not summary.together.requests + summary.together.failed:
+        return [*marks, ("note", "Interrupted before a request was made: nothing was measured.")]
     if report.interrupted:
         marks.append(("note", "Interrupted: this is what was measured until then."))
     if summary.availability:

@@ -105,8 +105,9 @@ def drill(
 ) -> int:  # fmt: skip
     """Bring a loaded cluster through a fault, and check all that it promised.
 
-    It runs on this machine, on free ports, in a directory of its own that is removed at the end. Nodes that
-    die stay down until the drill starts them again. Clients read and write all the while; what they saw is
+    It runs on this machine, on free ports, in a directory of its own that is removed at the end; of a drill
+    that failed the nodes' logs are kept, and it says where. Nodes that die stay down until the drill starts
+    them again. Clients read and write all the while; what they saw is
     recorded and judged, and at the end every page is read back from every server that holds it.
     """
     from loadgen.drill.drill import DrillOptions, run

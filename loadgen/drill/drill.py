@@ -62,7 +62,7 @@ def run(options: DrillOptions, command: list[str], say: Callable[[str], None]) -
         with cluster:
             _play(options, fault, cluster, Workload(cluster.endpoint, shape, options.seed), report, say)
     finally:
-        if not report.passed:
+        if report.all_problems:
             _keep(directory, options.keep, say)
         shutil.rmtree(directory, ignore_errors=True)
     return report

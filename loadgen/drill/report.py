@@ -163,6 +163,11 @@ def to_text(report: DrillReport) -> str:
         parts.append(copies)
     if len(report.rounds) > 1:
         parts.append(_summary(report))
+    rounds = "1 round" if len(report.rounds) == 1 else f"{len(report.rounds)} rounds"
+    if report.interrupted:
+        parts += [f"PROBLEM: {problem}" for problem in report.all_problems]
+        parts.append(f"interrupted after {rounds}; nothing was read back or judged; everything is stopped")
+        return "\n\n".join(parts)
     back = report.read_back
     parts.append(
         f"read back: {back.pages:,} pages, {back.copies:,} copies, {back.bytes / 1e6:,.1f} MB, every digest"
@@ -170,10 +175,7 @@ def to_text(report: DrillReport) -> str:
         + (f", {report.undecided:,} families judged page by page" if report.undecided else "")
     )
     parts.append(_speed_text(report))
-    rounds = "1 round" if len(report.rounds) == 1 else f"{len(report.rounds)} rounds"
-    if report.interrupted:
-        parts.append("interrupted; everything is stopped")
-    elif report.passed:
+    if report.passed:
         parts.append(f"PASSED: {report.fault}, {rounds}, seed {report.seed}")
     else:
         parts += [f"PROBLEM: {problem}" for problem in report.all_problems]

@@ -143,6 +143,33 @@ def test_scale_reports_each_size_and_the_cores(
     assert b'"schema": 1' in (tmp_path / "s.json").read_bytes()
 
 
+@pytest.mark.parametrize("raised", [True, False])
+@pytest.mark.parametrize("whole", [0, 1])
+def test_scale_says_that_it_was_interrupted(
+    raised: bool,
+    whole: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def one(webservers: int, *_: Any) -> Report:
+        if raised and webservers > whole:
+            raise KeyboardInterrupt
+        saved(tmp_path / "one.json")
+        report = from_json((tmp_path / "one.json").read_bytes())
+        report.interrupted = webservers > whole
+        return report
+
+    monkeypatch.setattr(scale, "_one", one)
+    html = tmp_path / "s.html"
+    assert main(["scale", "--webservers", "1,2", "--html", str(html)]) == 130
+    said = capsys.readouterr().out
+    done = "1 cluster" if whole else "0 clusters"
+    assert f"! Interrupted: {done} measured, not all that were wanted." in said
+    assert ("cores" in said) == bool(whole)
+    assert "Interrupted" in html.read_text(encoding="utf-8")
+
+
 def test_scale_says_where_the_generator_was_the_limit() -> None:
     steps = [Step(count, 1, 1.0, 1.0, 1.0, 0, 0.1, 0.1, 1.0, None, by) for count, by in LIMITED]
     found = Scaling("", "", Plan(), 1, 1, 64, steps)

@@ -194,6 +194,13 @@ def test_any_problem_fails_it(made: DrillReport) -> None:
     assert json.loads(to_json(made))["passed"] is False
 
 
+def test_an_interrupted_drill_says_that_nothing_was_judged() -> None:
+    text = to_text(report(Round(1, "web-1 is killed"), interrupted=True))
+    assert "interrupted after 1 round; nothing was read back or judged" in text
+    assert "read back:" not in text and "FAILED" not in text
+    assert "PROBLEM: round 1: lost" in to_text(report(Round(1, problems=["lost"]), interrupted=True))
+
+
 def test_a_goal_that_is_missed_is_told_and_fails_nothing() -> None:
     found = Round(1, goals=[Goal("routed away after", 0.4, 0.25)])
     assert "goal NOT reached: routed away after 400 ms, wanted 250 ms" in round_text(found)
