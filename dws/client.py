@@ -8,6 +8,7 @@ An operation is a machine: `start`, then `answered`, `unanswered` and `tick`,
 each returning what to send, until `result` or `error` is set.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from msgspec import Struct
@@ -60,6 +61,14 @@ class Directory:
     def name(self, server: int) -> str:
         known = self.servers.get(server)
         return known.name if known else f"server {server}"
+
+
+def timed_out(names: list[str], directory: Directory, servers: Iterable[int]) -> TimedOut:
+    """The deadline passed while these pages were read; `servers` were asked and gave no answer."""
+    others = f" and {len(names) - 1:,} more were" if len(names) > 1 else " was"
+    silent = ", ".join(dict.fromkeys(map(directory.name, servers)))
+    text = f"the deadline passed while {names[0] if names else 'the table of servers'}{others} read"
+    return TimedOut(f"{text}: no answer from {silent}" if silent else text)
 
 
 class Operation:

@@ -12,8 +12,8 @@ from typing import Any, Final
 from blake3 import blake3
 from msgspec import Struct
 
-from dws.client import HOLDER_TIMEOUT_S, Directory, Operation, Send
-from dws.errors import BadRequest, DwsError, IntegrityError, NotFound, TimedOut, Unavailable, from_code
+from dws.client import HOLDER_TIMEOUT_S, Directory, Operation, Send, timed_out
+from dws.errors import BadRequest, DwsError, IntegrityError, NotFound, Unavailable, from_code
 from dws.limits import CHUNK_BYTES, MIB
 from dws.messages import (
     NO_ROOM,
@@ -58,6 +58,7 @@ class LocatePages(Operation):
         self._round = 0
         """Rises with each lookup: answers to requests of an earlier round are late."""
         self._why = ""
+        self._silent: dict[int, None] = {}  # servers that were asked in vain
 
     def start(self, now: float) -> list[Send]:
         self._round += 1
@@ -122,7 +123,12 @@ class LocatePages(Operation):
             return super().late()
         if self._why.startswith("wrong"):
             return IntegrityError(self._why)
-        return Unavailable(self._why) if self._why else TimedOut("the deadline passed while pages were read")
+        if self._why:
+            return Unavailable(self._why)
+        return timed_out(self._names, self.directory, [*self._silent, *self._waits_for()])
+
+    def _waits_for(self) -> list[int]:
+        return []
 
 
 class ReadPages(LocatePages):
@@ -227,7 +233,11 @@ class ReadPages(LocatePages):
         if tag[1] != self._round:
             return []
         server, group = self._take(tag[2])
+        self._silent[server] = None
         return self._elsewhere(server, group, now, f"no answer from {self.directory.name(server)}")
+
+    def _waits_for(self) -> list[int]:
+        return [server for server, _, _ in self._asked.values()]
 
     def _take(self, serial: int) -> tuple[int, list[Page]]:
         server, group, size_bytes = self._asked.pop(serial)
@@ -251,9 +261,8 @@ class ReadPages(LocatePages):
 class StreamPage(LocatePages):
     """One page of any size, chunk by chunk, in order, digests checked.
 
-    `ready` fills with chunks, as they came: nobody copies them; the runner takes them
-    out and runs on until `finished`. The size is known once `page` is set. patience_s: the longest time
-    without progress.
+    `ready` fills with chunks, as they came: nobody copies them; the runner takes them out and runs on until
+    `finished`. The size is known once `page` is set. patience_s: the longest time without progress.
     """
 
     def __init__(
@@ -360,6 +369,9 @@ class StreamPage(LocatePages):
             return []
         return self._elsewhere(tag[2], tag[3], tag[1], now, "no answer")
 
+    def _waits_for(self) -> list[int]:
+        return self.page.holders[:1] if self.page is not None else []
+
     def _elsewhere(self, holder: int, offset: int, round_: int, now: float, why: str) -> list[Send]:
         """A chunk did not come: it is asked for again, of another holder from here on."""
         assert self._transfer is not None and self.page is not None
@@ -372,6 +384,7 @@ class StreamPage(LocatePages):
 
     def _leave(self, holder: int, now: float, why: str) -> list[Send]:
         assert self.page is not None
+        self._silent |= {holder: None} if why == "no answer" else {}
         self.directory.complain(holder, now)
         self.page.holders = [each for each in self.page.holders if each != holder]
         if not self.page.holders:

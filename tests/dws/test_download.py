@@ -221,6 +221,21 @@ def test_a_balancer_that_is_silent_is_asked_until_the_deadline() -> None:
     assert isinstance(hand.operation.error, errors.Unreachable)
 
 
+@pytest.mark.parametrize("make", [read, stream])
+def test_the_page_and_the_servers_that_gave_no_answer_are_named_at_the_deadline(
+    make: Callable[..., Hand],
+) -> None:
+    library = Library(a=(b"x", [1, 2]))
+    library.silent = {1, 2}
+    hand = make(library, "/a", **{"deadline_s" if make is read else "patience_s": 1.5})
+    hand.step()
+    hand.step()
+    hand.now += 0.6
+    hand.operation.tick(hand.now)
+    assert isinstance(hand.operation.error, errors.TimedOut)
+    assert text(hand) == "the deadline passed while /a was read: no answer from web-1, web-2"
+
+
 def test_a_call_is_repeated_until_it_is_answered() -> None:
     hand = Hand(lambda directory, now: Call(directory, now + 5, Ping()), Library())
     send = hand.open.pop()
