@@ -24,7 +24,7 @@ from dws.errors import DwsError, Unreachable
 from dws.http import pages
 from dws.http.calls import LoopCalls
 from dws.http.figures import Figures
-from dws.http.lookups import Lookups
+from dws.http.lookups import BALANCER_WITHIN_S, Lookups
 from dws.http.pages import ANY_ORIGIN, JSON_HEADERS, NO_STORE, PAGE_HEADERS, TEXT_HEADERS
 from dws.http.serving import url_path
 from dws.limits import NAME_MAX_BYTES
@@ -82,6 +82,19 @@ class Gateway:
         self._lookups = Lookups(loop, self._calls, self._balancer, self._located)
         self._figures = Figures(self._calls, self._balancer, self._name)
         self._observe = self._figures.redirects.observe
+        self._tell_whether_there_is_a_balancer()
+
+    def _tell_whether_there_is_a_balancer(self) -> None:
+        """Once, at the start: later each request that fails for it is warned of."""
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, DwsError):
+                _log.warning("%s; requests are answered 503 until it does", answer)
+
+        try:
+            self._calls.call(self._balancer, Ping(), BALANCER_WITHIN_S, answered)
+        except DwsError as error:
+            answered(error)
 
     def ending(self) -> None:
         """The process is about to stop: dashboards' streams would keep it."""

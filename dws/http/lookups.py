@@ -20,7 +20,7 @@ from dws.policy import choose_targets
 
 #: Locates on the way at once. What comes meanwhile waits and goes together: the busier, the larger.
 _ON_THE_WAY: Final = 2
-_TIMEOUT_S: Final = 2.0
+BALANCER_WITHIN_S: Final = 2.0
 _STATUS_AGE_S: Final = 1.0
 
 
@@ -76,21 +76,21 @@ class Lookups:
 
     async def locate_avoiding(self, names: list[str], avoid: list[int]) -> Located:
         """A Locate of its own: for complaints, and for names that must be answered together."""
-        located = await self._calls.ask(self._balancer, Locate(names, self._table, avoid), _TIMEOUT_S)
+        located = await self._calls.ask(self._balancer, Locate(names, self._table, avoid), BALANCER_WITHIN_S)
         self._check(located, len(names))
         checked: Located = located
         return checked
 
     async def ask(self, message: Any) -> Any:
         """Anything else that the balancer answers."""
-        return await self._calls.ask(self._balancer, message, _TIMEOUT_S)
+        return await self._calls.ask(self._balancer, message, BALANCER_WITHIN_S)
 
     async def status(self) -> ClusterStatus:
         """At most a second old; those who wait for it wait for the same answer."""
         if self._status is not None and self._loop.time() - self._status_at < _STATUS_AGE_S:
             return self._status
         if self._asked_status is None:
-            self._asked_status = self._calls.ask(self._balancer, Status(), _TIMEOUT_S)
+            self._asked_status = self._calls.ask(self._balancer, Status(), BALANCER_WITHIN_S)
             self._asked_status.add_done_callback(self._keep_status)
         # Shielded: one of those who wait may be cancelled, and the others still want the answer.
         status: ClusterStatus = await asyncio.shield(self._asked_status)
@@ -140,7 +140,7 @@ class Lookups:
                 self._answered(batch.askers, answer)
 
         try:
-            self._calls.call(self._balancer, Locate(batch.names, self._table), _TIMEOUT_S, answered)
+            self._calls.call(self._balancer, Locate(batch.names, self._table), BALANCER_WITHIN_S, answered)
         except DwsError as error:
             # Told later, as any answer is: who looks up has not begun to wait yet.
             self._loop.call_soon(answered, error)

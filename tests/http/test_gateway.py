@@ -334,6 +334,19 @@ def test_while_the_balancer_is_away_it_is_503_and_all_is_well_again_after(site: 
     assert site.location("/page").startswith("http://web-1.test")
 
 
+def test_a_gateway_says_at_its_start_that_no_balancer_answers(tmp_path: Path) -> None:
+    node = started(tmp_path, "--balancer", "tcp://127.0.0.1:1")
+    try:
+        give_up = time.monotonic() + WITHIN_S
+        while not (told := "no answer from tcp://127.0.0.1:1" in "\n".join(node.tail())):
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        assert told
+    finally:
+        node.terminate()
+        node.wait(time.monotonic() + WITHIN_S)
+
+
 def test_lookups_that_wait_go_together(site: Site) -> None:
     connections = [socket.create_connection(("127.0.0.1", site.port), WITHIN_S) for _ in range(50)]
     try:
