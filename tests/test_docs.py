@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+from blake3 import blake3
 
 import dws
 import run_cluster
@@ -135,6 +136,13 @@ def value_of(path: str, name: str) -> float:
     return float(next(each.default for each in fields if each.name == field))
 
 
+def test_the_table_of_metrics_is_the_gateways() -> None:
+    source = (ROOT / "dws" / "http" / "metrics.py").read_text("utf-8")
+    rows = re.findall(r"^\| (`dws_.+?) \|", (ROOT / "docs" / "http.md").read_text("utf-8"), re.M)
+    told = {re.sub(r"_(total|info)$", "", name) for row in rows for name in re.findall(r"dws_\w+", row)}
+    assert told == set(re.findall(r'"(dws_\w+)"', source))
+
+
 # Links
 
 
@@ -193,6 +201,23 @@ def test_a_wrong_command_does_not_parse(line: str, monkeypatch: pytest.MonkeyPat
 def test_the_table_of_exit_codes_is_the_programs() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+) \|$", README.read_text("utf-8"), re.M)
     assert {int(code): meaning for code, meaning in rows} == exits.MEANINGS
+
+
+def test_the_readmes_figures_of_the_example_site_are_its_own() -> None:
+    text = README.read_text("utf-8")
+    site = ROOT / "examples" / "site"
+    files = [path for path in site.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    index = (site / "index.html").read_bytes()
+    docs = [path.stat().st_size for path in (site / "docs").rglob("*") if path.is_file()]
+    for figure in (
+        f"uploaded examples/site: {len(files)} pages, {size:,} bytes",
+        f"stored {len(files)} pages, {size / 1024:.1f} KiB",
+        f"  size      {len(index):,} bytes\n  digest    {blake3(index).hexdigest()}\n",
+        f"pages     {2 * len(files)} pages, {2 * size / 1024:.1f} KiB: {2 * len(files)} pages with 2 copies",
+        f"{len(docs)} pages, {sum(docs)} bytes",
+    ):
+        assert figure in text, f"README does not say {figure!r}"
 
 
 def test_make_targets_are_there() -> None:
