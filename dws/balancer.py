@@ -304,7 +304,7 @@ class Balancer:
         if kind == "probe":
             self.counters["probes unanswered"] += 1
             if self.health.counts(number, asked):
-                self.loads.probed(number, PROBE_TIMEOUT_S)
+                self.loads.not_answered(number, PROBE_TIMEOUT_S)
             server = self.members.by_number[number]
             return self._changed([server] if self.health.unanswered(server, asked, now) else [], now)
         if kind == "surplus":

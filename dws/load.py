@@ -34,10 +34,11 @@ _RTT_NEAR_S = 10e-3
 
 
 class ServerLoad:
-    __slots__ = ("beat", "per_page_s", "reserved_before", "reserved_bytes", "rtt_s", "waiting")
+    __slots__ = ("beat", "measured", "per_page_s", "reserved_before", "reserved_bytes", "rtt_s", "waiting")
 
     def __init__(self) -> None:
         self.rtt_s = _RTT_S
+        self.measured = False  # whether a probe was answered since the server could last not be chosen
         self.per_page_s = _SERVICE_S
         self.waiting = 0
         self.reserved_bytes = 0  # placed here since the last beat
@@ -77,6 +78,7 @@ class Loads:
         """Whether lookups may choose the server at all."""
         if not may_be_chosen:
             self.download[number] = inf
+            self.servers[number].measured = False
         elif self.download[number] == inf:
             self._restart_clock(number, now)
 
@@ -144,19 +146,27 @@ class Loads:
         return mean_s if mean_s / _SERVICE_FAR < own_s < mean_s * _SERVICE_FAR else own_s
 
     def probed(self, number: int, rtt_s: float) -> None:
+        """A probe was answered. The first answer of a server that comes, or comes back, counts alone: what
+        its last probes told before it went would keep readers away from it for a dozen more."""
         load = self.servers[number]
-        load.rtt_s += _RTT_NEW * (rtt_s - load.rtt_s)
+        self._near(load, number, _RTT_NEW if load.measured else 1.0, rtt_s)
+        load.measured = True
+
+    def not_answered(self, number: int, waited_s: float) -> None:
+        """A probe was not, in that time."""
+        self._near(self.servers[number], number, _RTT_NEW, waited_s)
+
+    def _near(self, load: ServerLoad, number: int, weight: float, rtt_s: float) -> None:
+        load.rtt_s += weight * (rtt_s - load.rtt_s)
         far_s = max(0.0, load.rtt_s - _RTT_NEAR_S)
         self.download[number] += far_s - self.far_s[number]
         self.far_s[number] = far_s
 
     def restarted(self, number: int, now: float) -> None:
-        """The server counts from zero again; what was measured of its last life says nothing of this one."""
+        """The server counts from zero again."""
         load = self.servers[number]
         load.beat = None
         load.waiting = 0
-        load.rtt_s = _RTT_S
-        self.far_s[number] = 0.0
         if self.download[number] != inf:
             self._restart_clock(number, now)
 

@@ -132,6 +132,7 @@ def test_near_servers_are_equally_near_and_a_far_one_is_chosen_when_they_are_bus
             st.tuples(st.just("assign"), st.integers(1, 50)),
             st.tuples(st.just("beat"), st.integers(0, 20)),
             st.tuples(st.just("probe"), st.floats(0, 0.1)),
+            st.tuples(st.just("lost"), st.floats(0, 1.0)),
             st.tuples(st.just("pass"), st.floats(0, 0.05)),
             st.tuples(st.just("settle")),
             st.tuples(st.just("close")),
@@ -143,6 +144,7 @@ def test_near_servers_are_equally_near_and_a_far_one_is_chosen_when_they_are_bus
 def test_the_list_that_lookups_index_is_the_formula(events: list[Any]) -> None:
     made = loads(1)
     now, rtt, work_s, waiting, is_open = 0.0, made.servers[1].rtt_s, 0.0, 0, True
+    is_first = True
     for kind, *details in events:
         match kind:
             case "assign" if is_open:
@@ -154,6 +156,10 @@ def test_the_list_that_lookups_index_is_the_formula(events: list[Any]) -> None:
                 work_s = waiting * MS
             case "probe":
                 made.probed(1, details[0])
+                rtt = details[0] if is_first else rtt + 0.3 * (details[0] - rtt)
+                is_first = False
+            case "lost":
+                made.not_answered(1, details[0])
                 rtt += 0.3 * (details[0] - rtt)
             case "pass":
                 now += details[0]
@@ -162,7 +168,7 @@ def test_the_list_that_lookups_index_is_the_formula(events: list[Any]) -> None:
                 made.settle(now)
             case "close":
                 made.open(1, False, now)
-                is_open = False
+                is_open, is_first = False, True
             case "open" if not is_open:
                 made.open(1, True, now)
                 is_open, work_s = True, waiting * MS
@@ -199,15 +205,27 @@ def test_a_restarted_server_counts_from_zero() -> None:
     assert not made.fault_of(1, beat(served=0))
 
 
-def test_nor_is_its_new_life_taken_to_be_as_far_away_as_its_last_was_at_the_end() -> None:
+def test_the_first_answer_of_a_server_that_comes_back_counts_alone() -> None:
     """Its last probes were not answered; readers would pass it by until a dozen more were."""
     made = loads(1, 2)
+    made.probed(1, 1 * MS)
     for _ in range(3):
-        made.probed(1, 1.0)
-    made.restarted(1, 5.0)
+        made.not_answered(1, 1.0)
+    assert made.far_s[1] > 0.6
+    made.open(1, False, 5.0)
+    made.probed(1, 1 * MS)
+    made.open(1, True, 5.0)
     made.assign(2, 1, 5.0)
     assert made.far_s[1] == 0.0 and made.download[1] < made.download[2]
-    assert made.download_load_s(1, 5.0) < 1 * MS
+    assert made.download_load_s(1, 5.0) == pytest.approx(1 * MS)
+
+
+def test_a_server_far_away_is_known_to_be_at_its_first_answer() -> None:
+    made = loads(1)
+    made.probed(1, 50 * MS)
+    assert made.far_s[1] == pytest.approx(40 * MS)
+    made.probed(1, 150 * MS)
+    assert made.far_s[1] == pytest.approx(70 * MS), "from then on by three tenths"
 
 
 def test_a_response_time_shows_at_once() -> None:
