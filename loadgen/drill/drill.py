@@ -27,6 +27,8 @@ from loadgen.drill.workload import Shape, Workload
 
 _PLAIN_COPY_BYTES: Final = 64 * MIB
 _PLAIN_STEP_BYTES: Final = 2 * MIB
+#: Of what readers found wrong, as much is told of a drill that was interrupted.
+_WRONG_MAX: Final = 50
 
 
 class DrillOptions(Struct, frozen=True, kw_only=True):
@@ -61,9 +63,12 @@ def run(options: DrillOptions, command: list[str], say: Callable[[str], None]) -
         say(f"{options.fault}: {fault.title}; seed {options.seed}")
         with cluster:
             _play(options, fault, cluster, Workload(cluster.endpoint, shape, options.seed), report, say)
-    finally:
         if report.all_problems:
             _keep(directory, options.keep, say)
+    except Exception:
+        _keep(directory, options.keep, say)
+        raise
+    finally:
         shutil.rmtree(directory, ignore_errors=True)
     return report
 
@@ -101,6 +106,7 @@ def _play(
         report.problems += [ended] if (ended := cluster.ended()) else []
     except KeyboardInterrupt:
         report.interrupted = True
+        report.problems += [each for each in workload.wrong[:_WRONG_MAX] if each not in report.problems]
     finally:
         watch.close()
 
