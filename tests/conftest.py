@@ -1,8 +1,9 @@
 """What every test gets: a check that it leaves nothing behind, a seed, and ZeroMQ sockets of its own.
 
-- Every test fails that leaves a thread (daemon threads aside) or a process behind. Fixtures of a wider scope
-  are set up before the check looks for the first time, so their threads and processes, and those processes'
-  children, are no leaks. A fixture of wider scope that a test asks for by `request.getfixturevalue` would be.
+- Every test fails that leaves a thread (daemon threads aside) or a process behind, or another scheduling
+  policy than it found. Fixtures of a wider scope are set up before the check looks for the first time, so
+  their threads and processes, and those processes' children, are no leaks. A fixture of wider scope that a
+  test asks for by `request.getfixturevalue` would be.
 - `context` fails a test whose sockets are still open at its end; `sockets` makes ones that close themselves.
 - `seed` is DWS_TEST_SEED or random, and printed, so that a failure can be run again.
 - HYPOTHESIS_PROFILE is `dev` (the default) or `ci` (more examples; the default where CI is set).
@@ -120,6 +121,24 @@ def no_leaked_processes() -> Iterator[None]:
                 pass
         psutil.wait_procs(leaked, timeout=PROCESSES_END_WITHIN_S)
         pytest.fail(f"processes left running, now killed: {names}", pytrace=False)
+
+
+# Scheduling
+
+
+@pytest.fixture(autouse=True)
+def no_changed_scheduling() -> Iterator[None]:
+    """A program that runs inside a test must not change how all later tests, and their children, run."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    yield
+    after = os.sched_getscheduler(0)
+    if after != before:
+        if after == os.SCHED_BATCH:
+            os.sched_setscheduler(0, before, os.sched_param(0))
+        pytest.fail(f"scheduling policy changed from {before} to {after}", pytrace=False)
 
 
 # ZeroMQ

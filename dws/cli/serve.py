@@ -192,6 +192,7 @@ def webserver(
     data = _data(settings, flags)
     port = settings.get("serve.port", flags["port"]) or 0
     check_gateway(gateway)
+    balancer = session.balancer
     _begin(settings, lifeline, flags)
     from dws.nodes.endpoint_process import HttpSettings
     from dws.nodes.webserver import WebServerSettings
@@ -201,7 +202,7 @@ def webserver(
         WebServerSettings(
             name=name,
             data=data,
-            balancer=session.balancer,
+            balancer=balancer,
             bind=bind,
             advertise=advertise,
             port=port,
@@ -232,6 +233,7 @@ def http(
     """Start a web server's HTTP endpoint. The web server itself does that: see --http-port there."""
     settings = session.settings
     data = _data(settings, flags)
+    balancer = session.balancer
     _begin(settings, lifeline, flags)
     from dws.nodes.endpoint_process import EndpointProcessSettings, serve_endpoint
 
@@ -240,7 +242,7 @@ def http(
             name=name,
             data=data,
             server=server,
-            balancer=session.balancer,
+            balancer=balancer,
             gateway=gateway,
             bind=settings.get("serve.bind", flags["bind"]),
             advertise=settings.get("serve.advertise", flags["advertise"]),
@@ -272,6 +274,7 @@ def gateway(session: Session, /, lifeline: int | None, pairs: tuple[str, ...], *
     advertise = settings.get("serve.advertise", flags["advertise"])
     check_announced(advertise or bind)
     port = settings.get("serve.port", flags["port"])
+    balancer = session.balancer
     _begin(settings, lifeline, flags)
     from dws.http.gateway import GatewaySettings
     from dws.http.gateway import serve as run
@@ -279,7 +282,7 @@ def gateway(session: Session, /, lifeline: int | None, pairs: tuple[str, ...], *
     return run(
         GatewaySettings(
             name=settings.get("serve.name", flags["name"]) or "gateway",
-            balancer=session.balancer,
+            balancer=balancer,
             bind=bind,
             advertise=advertise,
             port=8080 if port is None else port,
@@ -313,7 +316,11 @@ def _data(settings: Settings, flags: dict[str, Any]) -> Path:
 
 
 def _begin(settings: Settings, lifeline: int | None, flags: dict[str, Any]) -> None:
-    """What comes before a node's own start: its tie to whoever started it, and its log."""
+    """What comes before a node's own start: its tie to whoever started it, its log and its scheduling.
+
+    Called once nothing can be wrong with the arguments any more: it changes the process for good.
+    """
+    level = settings.get("log_level", flags["log_level"])
     if lifeline is not None:
         from dws.nodes.lifeline import tie
 
@@ -321,7 +328,7 @@ def _begin(settings: Settings, lifeline: int | None, flags: dict[str, Any]) -> N
     from patterns.zeromq.process import prepare_process
 
     prepare_process()
-    log_to_stderr(settings.get("log_level", flags["log_level"]))
+    log_to_stderr(level)
 
 
 def log_to_stderr(level: str) -> None:
