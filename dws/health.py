@@ -89,9 +89,9 @@ class Health:
 
     def unanswered(self, server: Server, asked_at: float, now: float) -> bool:
         """A probe was not answered in time. True as above."""
-        evidence = self._watched.get(server.number)
-        if evidence is None or not self.counts(server.number, asked_at):
+        if not self.counts(server.number, asked_at):
             return False
+        evidence = self._watched[server.number]
         evidence.asked = False
         if now < self._excused_until:
             return False

@@ -15,7 +15,7 @@ from loadgen.html_charts import Axis, Bar, Line, bars, legend, line_chart, linea
 from loadgen.html_page import figure, html_table, repeat, section
 from loadgen.plan import Plan
 from loadgen.report import Report, summarise
-from loadgen.text import Mark, table, verdict_text
+from loadgen.text import Mark, counted, table, verdict_text
 
 SCALING_SCHEMA: Final = 1
 
@@ -92,7 +92,7 @@ def verdict(scaling: Scaling) -> list[Mark]:
     steps, cores = scaling.steps, scaling.cores
     marks: list[Mark] = []
     if scaling.interrupted:
-        done = f"{len(steps)} cluster{'s' if len(steps) != 1 else ''}"
+        done = counted(len(steps), "cluster")
         marks.append(("warn", f"Interrupted: {done} measured, not all that were wanted."))
     if not steps:
         return marks
@@ -170,7 +170,7 @@ def to_text(scaling: Scaling) -> str:
 def to_html(scaling: Scaling) -> str:
     """The whole file."""
     steps = scaling.steps
-    title = f"{len(steps)} cluster{'s' if len(steps) != 1 else ''}, the same load"
+    title = f"{counted(len(steps), 'cluster')}, the same load"
     if len(steps) > 1:
         last, first = steps[-1], steps[0]
         title = f"{first.webservers} → {last.webservers} web servers: {last.speed_up:.2f} times as fast"

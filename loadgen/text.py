@@ -61,8 +61,8 @@ def headline(report: Report) -> str:
     plan = report.plan
     load = "closed load" if plan.rate is None else f"open load, {plan.rate:g} requests a second"
     parts = [
-        f"{plan.request}, {load}: {_count(plan.clients, 'client')} × {_count(plan.threads, 'thread')}",
-        f"{_count(plan.files, 'page')} a request",
+        f"{plan.request}, {load}: {counted(plan.clients, 'client')} × {counted(plan.threads, 'thread')}",
+        f"{counted(plan.files, 'page')} a request",
     ]
     if plan.request != "upload":
         parts.append(f"{plan.choice} choice of {report.pages:,}")
@@ -144,7 +144,7 @@ def passed(checks: Sequence[Check]) -> Mark | None:
     """What came of all thresholds together, if there were any."""
     if not checks:
         return None
-    failed, total = sum(one.failed for one in checks), _count(sum(one.must for one in checks), "check")
+    failed, total = sum(one.failed for one in checks), counted(sum(one.must for one in checks), "check")
     return ("bad", f"Failed: {failed} of {total}.") if failed else ("ok", f"Passed: {total}.")
 
 
@@ -290,5 +290,5 @@ def shortened(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -111,11 +111,6 @@ def _text(told: ClusterStatus, found: list[Finding]) -> str:
         f" {output.printable(finding.text)}\n         next: {output.printable(finding.next)}"
         for finding in found
     ]
-    servers = len(told.servers)
-    whole = f"{servers} web {'server' if servers == 1 else 'servers'}, {output.pages_text(told.pages)}"
-    verdict = (
-        f"{problems} {'problem' if problems == 1 else 'problems'}; {whole}"
-        if problems
-        else f"healthy: {whole}"
-    )
+    whole = f"{output.counted(len(told.servers), 'web server')}, {output.pages_text(told.pages)}"
+    verdict = f"{output.counted(problems, 'problem')}; {whole}" if problems else f"healthy: {whole}"
     return "\n".join([*lines, verdict])

@@ -78,8 +78,14 @@ def bytes_text(count: float) -> str:
     return f"{count:,.1f} TiB"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 page`, `2 pages`, `2 copies`."""
+    many = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{count:,} {thing if count == 1 else many}"
+
+
 def pages_text(count: int) -> str:
-    return "1 page" if count == 1 else f"{count:,} pages"
+    return counted(count, "page")
 
 
 def time_text(seconds: float) -> str:

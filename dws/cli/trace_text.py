@@ -237,13 +237,15 @@ def _cut(text: str) -> str:
 
 def summary(trace: Trace) -> Iterator[str]:
     """Sums, trouble, and a row for each leg."""
-    requests, replies = trace.total("requests"), trace.total("replies")
+    requests = trace.total("requests")
+    asked = output.counted(requests, "request")
+    answered = output.counted(trace.total("replies"), "reply")
     sent = output.bytes_text(trace.total("sent_bytes"))
     received = output.bytes_text(trace.total("received_bytes"))
-    yield f"messages   {_count(requests, 'request')}, {sent}; {_count(replies, 'reply')}, {received}"
+    yield f"messages   {asked}, {sent}; {answered}, {received}"
     beside = requests - trace.deepest
     yield (
-        f"in a row   {_count(trace.deepest, 'round trip')}, each begun when the one before had ended"
+        f"in a row   {output.counted(trace.deepest, 'round trip')}, each begun when the one before had ended"
         + (f"; {beside:,} more beside them" if beside else "")
         + (f"; up to {output.bytes_text(trace.peak_bytes)} on the way" if trace.peak_bytes else "")
     )
@@ -264,11 +266,6 @@ def summary(trace: Trace) -> Iterator[str]:
             for leg in trace.legs.values()
         ),
     )  # fmt: skip
-
-
-def _count(count: int, thing: str) -> str:
-    many = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
-    return f"{count:,} {thing if count == 1 else many}"
 
 
 def _trouble(trace: Trace) -> str:

@@ -155,8 +155,8 @@ def report(findings: "Findings") -> str:
         "",
         output.table(_HEADINGS, [_row(each) for each in findings.outcomes]),
         "",
-        f"lost      {_servers(repair.servers)} in the end, found dead after {repair.detected_s:g} s:"
-        f" {repair.pages_short:,} pages short of a copy, {repair.pages_gone:,} gone,"
+        f"lost      {output.counted(repair.servers, 'server')} in the end, found dead after"
+        f" {repair.detected_s:g} s: {repair.pages_short:,} pages short of a copy, {repair.pages_gone:,} gone,"
         f" {output.bytes_text(repair.bytes_copied)} copied",
     ]
     return "\n".join(lines)
@@ -202,7 +202,3 @@ def _doubts(findings: "Findings") -> list[str]:
 
 #: So many heartbeats a server should be heard of before figures are believed.
 _BEATS_MIN: Final = 8
-
-
-def _servers(count: int) -> str:
-    return "1 server" if count == 1 else f"{count:,} servers"

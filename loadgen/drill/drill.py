@@ -19,7 +19,7 @@ from dws.errors import DwsError
 from dws.limits import MIB
 from loadgen.drill.cluster import DrillCluster, settings_text
 from loadgen.drill.faults import FAULTS, Fault
-from loadgen.drill.readback import read_back
+from loadgen.drill.readback import PROBLEMS_KEPT, read_back
 from loadgen.drill.report import DrillReport, round_text
 from loadgen.drill.stage import WITHIN_S, Stage
 from loadgen.drill.watch import NotObserved, Watch
@@ -27,8 +27,6 @@ from loadgen.drill.workload import Shape, Workload
 
 _PLAIN_COPY_BYTES: Final = 64 * MIB
 _PLAIN_STEP_BYTES: Final = 2 * MIB
-#: Of what readers found wrong, as much is told of a drill that was interrupted.
-_WRONG_MAX: Final = 50
 
 
 class DrillOptions(Struct, frozen=True, kw_only=True):
@@ -106,7 +104,7 @@ def _play(
         report.problems += [ended] if (ended := cluster.ended()) else []
     except KeyboardInterrupt:
         report.interrupted = True
-        report.problems += [each for each in workload.wrong[:_WRONG_MAX] if each not in report.problems]
+        report.problems += [each for each in workload.wrong[:PROBLEMS_KEPT] if each not in report.problems]
     finally:
         watch.close()
 

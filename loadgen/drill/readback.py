@@ -27,7 +27,7 @@ from loadgen.drill.workload import Workload
 
 _ANSWER_S: Final = 10.0
 _FETCH_PAGES: Final = 200
-_PROBLEMS_KEPT: Final = 50
+PROBLEMS_KEPT: Final = 50
 
 
 class ReadFrom(Operation):
@@ -118,7 +118,7 @@ def read_back(endpoint: str, workload: Workload, report: DrillReport, copies: in
         _look(endpoint, workload, found, copies)
     except DwsError as error:
         found.problems.append(f"reading back from every holder: {error!r}")
-    del found.problems[_PROBLEMS_KEPT:]
+    del found.problems[PROBLEMS_KEPT:]
     _judge(workload, report)
 
 
@@ -128,7 +128,7 @@ def _look(endpoint: str, workload: Workload, found: ReadBack, copies: int) -> No
     with dws.connect(endpoint, timeout_s=_ANSWER_S) as client:
         there = {name for name, stat in zip(names, client.stat(names), strict=True) if stat is not None}
         lost = [name for name in workload.initial if name not in there]
-        found.problems += [f"{name}: lost, though its put was acknowledged" for name in lost[:_PROBLEMS_KEPT]]
+        found.problems += [f"{name}: lost, though its put was acknowledged" for name in lost[:PROBLEMS_KEPT]]
         # These go into the history: what is visible now must be what somebody put last.
         workload.mark()
         for name in changing:
@@ -189,8 +189,8 @@ def _judge(workload: Workload, report: DrillReport) -> None:
     verdict = history.check(workload.history)
     report.operations = len(workload.history)
     report.undecided = len(verdict.undecided)
-    report.problems += [str(violation) for violation in verdict.violations[:_PROBLEMS_KEPT]]
-    report.problems += workload.wrong[:_PROBLEMS_KEPT]
+    report.problems += [str(violation) for violation in verdict.violations[:PROBLEMS_KEPT]]
+    report.problems += workload.wrong[:PROBLEMS_KEPT]
 
 
 def _parts(names: list[str], size: int) -> Iterator[list[str]]:

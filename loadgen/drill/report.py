@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from dws.limits import MIB
-from loadgen.text import table
+from loadgen.text import counted, table
 
 SCHEMA: Final = 1
 _NOT: Final = -1.0
@@ -163,7 +163,7 @@ def to_text(report: DrillReport) -> str:
         parts.append(copies)
     if len(report.rounds) > 1:
         parts.append(_summary(report))
-    rounds = "1 round" if len(report.rounds) == 1 else f"{len(report.rounds)} rounds"
+    rounds = counted(len(report.rounds), "round")
     if report.interrupted:
         parts += [f"PROBLEM: {problem}" for problem in report.all_problems]
         parts.append(f"interrupted after {rounds}; nothing was read back or judged; everything is stopped")
