@@ -11,17 +11,20 @@ grouped by holders, so that what a server's loss concerns is found without a wal
 """
 
 import bisect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from dws.entries import Entry, Group, GroupKey, Pages, pack, regroup, unpack_head
+from dws.entries import Entry, Pages, pack, regroup, unpack_head, unpack_page
+from dws.groups import Group, GroupKey, Groups
 from dws.limits import MANIFEST_BUCKETS
 from dws.messages import Record
 from dws.names import bucket_of, page_key, record_hash
 
 _MASK_64 = (1 << 64) - 1
-#: What unpack_head would say of a page that is not in the catalog: no version is 0.
-_NO_PAGE = (0, 0, 0, b"", 0)
+#: What unpack_page would say of a page that is not in the catalog: no version is 0.
+_NO_PAGE = (0, 0, 0, 0, 0, b"", 0)
+#: Pages that go from one group to another: both groups, the pages' places, their sizes.
+_Move = tuple[Group, Group, list[int], list[int]]
 
 
 class Picture:
@@ -41,9 +44,9 @@ class Picture:
         self.strays: dict[tuple[str, int], float] = {}
         self.disowned: set[tuple[str, int]] = set()
 
-    def account(self, key: bytes, version: int) -> None:
+    def account(self, name: str, version: int) -> None:
         sums, bucket = self.sums, bucket_of(version)
-        sums[bucket] = (sums[bucket] + record_hash(key, version)) & _MASK_64
+        sums[bucket] = (sums[bucket] + record_hash(page_key(name), version)) & _MASK_64
         self.count += 1
 
 
@@ -51,15 +54,12 @@ class Catalog:
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.packed: dict[str, bytes] = {}
         """Name → page, as in entries.py: what lookups read."""
-        self.numbered: dict[int, Group] = {}
-        """The groups again, by the numbers that packed pages have of them."""
-        self.pages: Mapping[str, Entry] = Pages(self.packed, self.numbered)
+        self.groups = Groups()
+        """All pages; copies are counted from it."""
+        self.pages: Mapping[str, Entry] = Pages(self.packed, self.groups.numbered)
         """The same pages for everybody else."""
         self.pictures: dict[int, Picture] = {}
         self.bytes_visible = 0
-        self.groups: dict[GroupKey, Group] = {}
-        """All pages; copies are counted from it."""
-        self._free_numbers: list[int] = []
         self._sorted: list[str] | None = []
         for record in records:
             self._insert(record.name, record, ())
@@ -87,10 +87,8 @@ class Catalog:
     def _insert(self, name: str, record: Record, holders: tuple[int, ...]) -> None:
         if name not in self.packed:
             self._sorted = None
-        group = self._group(record.copies, holders)
-        self.packed[name] = pack(record, group.number)
-        group.names[name] = name
-        group.size_bytes += record.size
+        group = self.groups.of(record.copies, holders)
+        self.packed[name] = pack(record, group.number, self.groups.add(name, record.size, group))
         self.bytes_visible += record.size
 
     def _retire(self, name: str, now: float) -> str | None:
@@ -99,9 +97,9 @@ class Catalog:
         packed = self.packed.get(name)
         if packed is None:
             return None
-        number, version, size, _, _ = unpack_head(packed)
-        group = self.numbered[number]
-        name = self._leave(group, name, size)
+        number, place, _, version, size, _, _ = unpack_page(packed)
+        group = self.groups.numbered[number]
+        name = self.groups.remove(place, size, group)
         for server in group.holders:
             self.pictures[server].strays[(name, version)] = now
         self.bytes_visible -= size
@@ -116,6 +114,11 @@ class Catalog:
         _, version, _, digest, _ = unpack_head(packed)
         return version, digest
 
+    def group_of(self, name: str) -> GroupKey | None:
+        """What a page has in common with others of its group; None if it is not in the catalog."""
+        packed = self.packed.get(name)
+        return None if packed is None else self.groups.numbered[unpack_head(packed)[0]].key
+
     # -- who holds what --------------------------------------------------------------
 
     def hold(self, server: int, record: Record, now: float) -> bool:
@@ -124,49 +127,53 @@ class Catalog:
         A record of the visible version with other bytes is none of its copies, but a stray; so is one that
         was disowned.
         """
-        return self.hold_all(server, [record], [page_key(record.name)], now) == 1
+        return self.hold_all(server, [record], now) == 1
 
-    def hold_all(self, server: int, records: Sequence[Record], keys: Sequence[bytes], now: float) -> int:
-        """The same of many, with their pages' keys: how many were not known. One call for a report or a
-        manifest's page, since millions of records come so when a balancer starts."""
+    def hold_all(self, server: int, records: Iterable[Record], now: float) -> int:
+        """The same of many: how many were not known. One call for a report or a manifest's page, since
+        millions of records come so when a balancer starts."""
         picture, pages = self.pictures[server], self.packed
         strays, disowned, sums = picture.strays, picture.disowned, picture.sums
         known = picture.count
-        moves: dict[int, tuple[Group, Group]] = {}
-        for record, key in zip(records, keys, strict=True):
+        moves: dict[int, _Move] = {}
+        for record in records:
             name, version = record.name, record.version
             if strays and (name, version) in strays:
                 continue
             packed = pages.get(name)
-            number, visible, size, digest, _ = unpack_head(packed) if packed is not None else _NO_PAGE
+            number, place, copy_hash, visible, size, digest, _ = (
+                unpack_page(packed) if packed is not None else _NO_PAGE
+            )
             if packed is None or visible != version or digest != record.digest or (name, version) in disowned:
                 strays[name, version] = now
+                copy_hash = record_hash(page_key(name), version)
             else:
                 move = moves.get(number)
                 if move is None:
                     move = moves[number] = self._joined_by(server, number)
-                old, new = move
+                old, new, places, sizes = move
                 if old is new:
                     continue
-                name = old.names.pop(name)
-                new.names[name] = name
-                old.size_bytes -= size
-                new.size_bytes += size
-                pages[name] = regroup(packed, new.number)
+                places.append(place)
+                sizes.append(size)
+                copy_hash = copy_hash or record_hash(page_key(name), version)
+                pages[name] = regroup(packed, new.number, place, copy_hash)
             picture.count += 1
             bucket = bucket_of(version)
-            sums[bucket] = (sums[bucket] + record_hash(key, version)) & _MASK_64
-        # Not earlier: a number given anew would lead to another group's move.
-        for group, _ in moves.values():
-            self._end_if_empty(group)
+            sums[bucket] = (sums[bucket] + copy_hash) & _MASK_64
+        # Not earlier: the number of a group that ended, given anew, would lead to another group's move.
+        for old, new, places, sizes in moves.values():
+            if places:
+                self.groups.move(places, sum(sizes), old, new)
         return picture.count - known
 
-    def _joined_by(self, server: int, number: int) -> tuple[Group, Group]:
-        """A group, and the one of its pages when this server holds them too: itself if it does already."""
-        group = self.numbered[number]
+    def _joined_by(self, server: int, number: int) -> _Move:
+        """From a group to that of its pages when this server holds them too: itself if it does already."""
+        group = self.groups.numbered[number]
         if server in group.holders:
-            return group, group
-        return group, self._group(group.copies, tuple(sorted((*group.holders, server))))
+            return group, group, [], []
+        joined = self.groups.of(group.copies, tuple(sorted((*group.holders, server))))
+        return group, joined, [], []
 
     def release(self, server: int, name: str, version: int) -> bool:
         """The server was reported to hold this record no longer. False if that was known."""
@@ -197,7 +204,7 @@ class Catalog:
         if packed is None:
             return False
         number, visible, _, _, _ = unpack_head(packed)
-        return visible == version and server in self.numbered[number].holders
+        return visible == version and server in self.groups.numbered[number].holders
 
     def disown(self, server: int, name: str, version: int, now: float) -> None:
         """A copy of the visible version counts no more, though it is there: it is about to be dropped."""
@@ -217,7 +224,7 @@ class Catalog:
         """Take a server that will not come back out of the picture, `limit` pages at a time. True: done."""
         self.pictures[server] = Picture()
         for key in [key for key in self.groups if server in key[1]]:
-            for name in list(islice(self.groups[key].names, limit)):
+            for name in list(islice(self.groups.names(key), limit)):
                 self._take_from(server, name)
                 limit -= 1
             if limit <= 0:
@@ -236,45 +243,20 @@ class Catalog:
         return held
 
     def _records_of(self, server: int) -> Iterator[tuple[str, int]]:
-        for key, group in self.groups.items():
+        for key in self.groups:
             if server in key[1]:
-                for name in group.names:
+                for name in self.groups.names(key):
                     yield name, unpack_head(self.packed[name])[1]
         yield from list(self.pictures[server].strays)
 
     def _take_from(self, server: int, name: str) -> None:
         """The server's copy of a page counts no more."""
-        number, _, size, _, _ = unpack_head(self.packed[name])
-        group = self.numbered[number]
-        self._move(name, size, group, tuple(holder for holder in group.holders if holder != server))
-
-    def _move(self, name: str, size: int, old: Group, holders: tuple[int, ...]) -> None:
-        """A page of `old` has these holders from now on."""
-        group = self._group(old.copies, holders)
-        name = self._leave(old, name, size)
-        group.names[name] = name
-        group.size_bytes += size
-        self.packed[name] = regroup(self.packed[name], group.number)
-
-    def _group(self, copies: int, holders: tuple[int, ...]) -> Group:
-        group = self.groups.get((copies, holders))
-        if group is None:
-            # Without a free one all numbers below are given.
-            number = self._free_numbers.pop() if self._free_numbers else len(self.numbered)
-            group = self.groups[copies, holders] = self.numbered[number] = Group(number, copies, holders)
-        return group
-
-    def _leave(self, group: Group, name: str, size: int) -> str:
-        """Take a page out of its group. Returns the object that is kept of its name."""
-        name = group.names.pop(name)
-        group.size_bytes -= size
-        self._end_if_empty(group)
-        return name
-
-    def _end_if_empty(self, group: Group) -> None:
-        if not group.names:
-            del self.groups[group.key], self.numbered[group.number]
-            self._free_numbers.append(group.number)
+        packed = self.packed[name]
+        number, place, copy_hash, _, size, _, _ = unpack_page(packed)
+        old = self.groups.numbered[number]
+        new = self.groups.of(old.copies, tuple(holder for holder in old.holders if holder != server))
+        self.packed[name] = regroup(packed, new.number, place, copy_hash)
+        self.groups.move([place], size, old, new)
 
     # -- listing -------------------------------------------------------------------------
 
@@ -295,23 +277,22 @@ class Catalog:
         """The whole picture adds up. Costs a walk: for tests and simulators."""
         pictures = {server: Picture() for server in self.pictures}
         for name, entry in self.pages.items():
-            assert self.groups[entry.copies, entry.holders].names[name] is name, "one object of a name"
             assert list(entry.holders) == sorted(set(entry.holders))
             for server in entry.holders:
                 assert (name, entry.version) not in self.pictures[server].strays
                 assert (name, entry.version) not in self.pictures[server].disowned
-                pictures[server].account(page_key(name), entry.version)
+                pictures[server].account(name, entry.version)
         for server, picture in self.pictures.items():
             for name, version in picture.strays:
-                pictures[server].account(page_key(name), version)
+                pictures[server].account(name, version)
             assert pictures[server].sums == picture.sums
             assert pictures[server].count == picture.count
-        grouped: dict[GroupKey, dict[str, None]] = {}
-        for name, entry in self.pages.items():
-            grouped.setdefault((entry.copies, entry.holders), {})[name] = None
-        assert {key: dict.fromkeys(group.names) for key, group in self.groups.items()} == grouped
-        assert all(group.number == number for number, group in self.numbered.items())
-        assert {group.key: group for group in self.numbered.values()} == self.groups
-        for group in self.groups.values():
-            assert group.size_bytes == sum(self.pages[name].size for name in group.names)
+        self.groups.check()
+        kept = {name: name for name in self.packed}
+        for key, group in self.groups.items():
+            entries = [self.pages[name] for name in self.groups.names(key)]
+            assert all((entry.copies, entry.holders) == key for entry in entries)
+            assert all(kept[name] is name for name in self.groups.names(key)), "one object of a name"
+            assert group.size_bytes == sum(entry.size for entry in entries)
+        assert sum(group.pages for group in self.groups.values()) == len(self.packed)
         assert sum(entry.size for entry in self.pages.values()) == self.bytes_visible

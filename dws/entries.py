@@ -9,13 +9,16 @@ waited for memory twice as often. What lookups need comes first:
 
 | bytes | what |
 | --- | --- |
-| 4 | number of the group it is in (catalog.py) |
+| 4 | number of the group it is in (groups.py) |
+| 4 | its place in the group |
+| 8 | its record hash (names.py), 0 until it was needed |
 | 8 | version |
 | 8 | size |
 | 32 | digest |
 | 1 | length of the list digest |
 | 0 to 32 | list digest |
-| the rest | batch, content type, modified, format, in msgpack |
+| 16 | batch |
+| the rest | content type, modified, format, in msgpack |
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,14 +28,18 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from dws.groups import Group
 from dws.messages import Record, encode
 
-_HEAD: Final = Layout("<IQQ32sB")
+_HEAD: Final = Layout("<IIQQQ32sB")
 HEAD_BYTES: Final = _HEAD.size
-_GROUP_BYTES: Final = 4
-#: (group, version, size, digest, length of the list digest, which follows at HEAD_BYTES)
-unpack_head: Final = _HEAD.unpack_from
-_decode_rest = msgspec.msgpack.Decoder(tuple[bytes, str, float, int]).decode
+_MOVED: Final = Layout("<IIQ")
+_BATCH_BYTES: Final = 16
+#: (group, place, record hash, version, size, digest, length of the list digest, which follows at HEAD_BYTES)
+unpack_page: Final = _HEAD.unpack_from
+#: The same without place and record hash, which lookups need not know.
+unpack_head: Final = Layout("<I12xQQ32sB").unpack_from
+_decode_rest = msgspec.msgpack.Decoder(tuple[str, float, int]).decode
 
 
 class Entry(Struct, gc=False):
@@ -60,37 +67,17 @@ class Entry(Struct, gc=False):
         )  # fmt: skip
 
 
-#: (copies wanted, as in Entry; holders)
-GroupKey = tuple[int, tuple[int, ...]]
-
-
-class Group(Struct):
-    """Pages that want the same number of copies and lie on the same servers.
-
-    names: each → itself, the one object that is kept of it; in the order in which they came.
-    """
-
-    number: int
-    copies: int
-    holders: tuple[int, ...]
-    names: dict[str, str] = {}
-    size_bytes: int = 0
-
-    @property
-    def key(self) -> GroupKey:
-        return self.copies, self.holders
-
-
-def pack(record: Record, group: int) -> bytes:
-    rest = encode((record.batch, record.content_type, record.modified, record.format))
+def pack(record: Record, group: int, place: int) -> bytes:
+    assert len(record.batch) == _BATCH_BYTES
     list_digest = record.list_digest
-    head = _HEAD.pack(group, record.version, record.size, record.digest, len(list_digest))
-    return b"".join((head, list_digest, rest))
+    head = _HEAD.pack(group, place, 0, record.version, record.size, record.digest, len(list_digest))
+    rest = encode((record.content_type, record.modified, record.format))
+    return b"".join((head, list_digest, record.batch, rest))
 
 
-def regroup(packed: bytes, group: int) -> bytes:
-    """The same page in another group."""
-    return group.to_bytes(_GROUP_BYTES, "little") + packed[_GROUP_BYTES:]
+def regroup(packed: bytes, group: int, place: int, copy_hash: int) -> bytes:
+    """The same page in another group, and its record hash, since who moves it has just needed that."""
+    return _MOVED.pack(group, place, copy_hash) + packed[_MOVED.size :]
 
 
 class Pages(Mapping[str, Entry]):
@@ -103,9 +90,11 @@ class Pages(Mapping[str, Entry]):
     def __getitem__(self, name: str) -> Entry:
         packed = self._packed[name]
         number, version, size, digest, list_bytes = unpack_head(packed)
-        batch, content_type, modified, form = _decode_rest(packed[HEAD_BYTES + list_bytes :])
+        batch_at = HEAD_BYTES + list_bytes
+        rest_at = batch_at + _BATCH_BYTES
+        list_digest, batch = packed[HEAD_BYTES:batch_at], packed[batch_at:rest_at]
+        content_type, modified, form = _decode_rest(packed[rest_at:])
         group = self._groups[number]
-        list_digest = packed[HEAD_BYTES : HEAD_BYTES + list_bytes]
         return Entry(
             version, size, digest, list_digest, batch, content_type, modified, form,
             group.copies, group.holders,

@@ -71,7 +71,7 @@ class Lookup:
 
     def locate(self, request: Locate, now: float) -> Located:
         """Versions and holders of pages, best holder first, each counted as an assignment."""
-        pages, groups = self._catalog.packed, self._catalog.numbered
+        pages, groups = self._catalog.packed, self._catalog.groups.numbered
         loads, far_s, per_page_s = self._loads.download, self._loads.far_s, self._loads.per_page_s
         live_of, policy, rng = self._live_of, self._policy, self._rng
         avoid = self._complaints(request.avoid, now) if request.avoid else None

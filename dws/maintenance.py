@@ -96,7 +96,7 @@ class Maintenance:
             return None
         joining = self._members.still_to_sync()
         last = sum(
-            len(group.names)
+            group.pages
             for (_, holders), group in self._catalog.groups.items()
             # Since a start of the balancer it is not known what a server holds that was not compared.
             if not self._shortage.live(holders) and (server.number in holders or not server.compared)

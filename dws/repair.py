@@ -18,8 +18,9 @@ from dws.catalog import Catalog
 from dws.config import Config
 from dws.decisions import Decisions
 from dws.effects import Ask, Effects, Log
-from dws.entries import Entry, GroupKey
+from dws.entries import Entry
 from dws.errors import IntegrityError
+from dws.groups import GroupKey
 from dws.limits import MIB
 from dws.load import Loads
 from dws.membership import Members
@@ -109,7 +110,7 @@ class Repair:
         pages_s, bytes_s = self._meter.rates(now)
         why = f"{self._settling} is still to be compared" if self._settling else self._why
         return RepairStatus(
-            missing=sum(len(group.names) for group in missing),
+            missing=sum(group.pages for group in missing),
             missing_bytes=left_bytes,
             moving=len(self._moving),
             copied=self._meter.pages,
@@ -175,8 +176,7 @@ class Repair:
 
     def _is_due(self, name: str, key: GroupKey, now: float) -> bool:
         """Whether this page of a queue, which may be old, is still to be copied."""
-        group = self._catalog.groups.get(key)
-        if group is None or name not in group.names or name in self._moving:
+        if name in self._moving or self._catalog.group_of(name) != key:
             return False
         failure = self._failed.get(name)
         return failure is None or failure.retry_at <= now

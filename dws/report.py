@@ -89,7 +89,7 @@ class Report:
         copies = [0, 0, 0, 0]
         for (_, holders), group in balancer.catalog.groups.items():
             live = sum(balancer.members.by_number[number].live for number in holders)
-            copies[min(live, 3)] += len(group.names)
+            copies[min(live, 3)] += group.pages
         servers = list(balancer.members.by_id.values())
         uploads = balancer.loads.upload([server.number for server in servers if server.state == ALIVE])
         return ClusterStatus(

@@ -20,7 +20,7 @@ from msgspec import Struct
 from dws.catalog import Catalog
 from dws.config import Config
 from dws.effects import Ask, Effects
-from dws.entries import GroupKey
+from dws.groups import GroupKey
 from dws.membership import JOINING, Members, Server
 from dws.messages import NodeStats
 
@@ -76,7 +76,7 @@ class Shortage:
         for (copies, holders), group in self._catalog.groups.items():
             others = [each for each in holders if each != number]
             if number in holders and self.found(others) < self.wanted(copies):
-                pages += len(group.names)
+                pages += group.pages
                 size_bytes += group.size_bytes
         return pages, size_bytes
 
@@ -124,8 +124,7 @@ class Shortage:
         """The most visited of what is missing, by group."""
         hot: dict[GroupKey, list[str]] = {}
         for name in self._hot:
-            entry = self._catalog.pages.get(name)
-            key = (entry.copies, entry.holders) if entry is not None else None
+            key = self._catalog.group_of(name)
             if key is not None and key in missing:
                 hot.setdefault(key, []).append(name)
         return hot
@@ -153,6 +152,5 @@ class Shortage:
     def take_in(self, queue: Queue) -> list[str]:
         """The names of a queue, to be taken from the end."""
         if queue.names is None:
-            group = self._catalog.groups.get(queue.key)
-            queue.names = list(group.names) if group is not None else []
+            queue.names = list(self._catalog.groups.names(queue.key))
         return queue.names

@@ -23,7 +23,7 @@ from dws.catalog import Catalog
 from dws.config import Config
 from dws.decisions import Decisions
 from dws.effects import Ask, Effects
-from dws.entries import GroupKey
+from dws.groups import GroupKey
 from dws.limits import BATCH_MAX_PAGES, VERIFY_MAX_BYTES
 from dws.load import Loads
 from dws.membership import ALIVE, Members
@@ -91,7 +91,7 @@ class Surplus:
 
     def count(self) -> int:
         """Pages with more copies than wanted."""
-        return sum(len(self._catalog.groups[key].names) for key in self._groups())
+        return sum(self._catalog.groups[key].pages for key in self._groups())
 
     def disturbed(self, now: float) -> None:
         """Some server's state changed, or something is missing: no copy is one too many for now."""
@@ -129,7 +129,7 @@ class Surplus:
         """Have the copies that stay verified."""
         records: dict[str, int] = {}
         size_bytes = 0
-        for name in self._catalog.groups[key].names:
+        for name in self._catalog.groups.names(key):
             entry = self._catalog.pages[name]
             if (records and size_bytes + entry.size > VERIFY_MAX_BYTES) or len(records) == BATCH_MAX_PAGES:
                 break

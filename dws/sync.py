@@ -19,7 +19,7 @@ from dws.effects import Ask, Effects
 from dws.limits import MANIFEST_MAX_RECORDS
 from dws.membership import Server
 from dws.messages import Applied, Change, Manifest, ManifestPage, Record, Sums, SumsAre
-from dws.names import bucket_of, page_key, sums_digest
+from dws.names import bucket_of, sums_digest
 from patterns.snapshot import APPLY, COMPARING, EMPTY, GAP, LIVE, LOADING, Follower
 
 #: How long a manifest page may take before it is asked for again.
@@ -124,10 +124,9 @@ class Sync:
     def _take_in(self, number: int, session: _Session, page: ManifestPage, now: float) -> Effects:
         """A page of the bucket whose turn it is; returns what to ask next."""
         records = page.records
-        keys = [page_key(record.name) for record in records]
         if not {page.bucket}.issuperset(bucket_of(record.version) for record in records):
-            records, keys = self._in_place(page, keys)
-        self._catalog.hold_all(number, records, keys, now)
+            records = self._in_place(page)
+        self._catalog.hold_all(number, records, now)
         if mine := session.mine[page.bucket]:
             mine.difference_update((record.name, record.version) for record in records)
         session.cursor = page.after
@@ -138,16 +137,15 @@ class Sync:
         session.follower.loaded()
         return self._ask_ahead(number, session)
 
-    def _in_place(self, page: ManifestPage, keys: list[bytes]) -> tuple[list[Record], list[bytes]]:
-        """Of a page, the records that belong in its bucket, and their keys."""
-        records, rest = [], []
-        for record, key in zip(page.records, keys, strict=True):
+    def _in_place(self, page: ManifestPage) -> list[Record]:
+        """Of a page, the records that belong in its bucket."""
+        records = []
+        for record in page.records:
             if bucket_of(record.version) == page.bucket:
                 records.append(record)
-                rest.append(key)
             else:
                 self.misplaced = f"{record.name} in bucket {page.bucket}"
-        return records, rest
+        return records
 
     def unanswered(self, number: int, asked: int, now: float) -> None:
         session = self._sessions[number]
@@ -188,8 +186,7 @@ class Sync:
                 break
             if verdict == APPLY:
                 self._catalog.release_all(number, [(each.name, each.version) for each in change.dropped])
-                keys = [page_key(record.name) for record in change.added]
-                self._catalog.hold_all(number, change.added, keys, now)
+                self._catalog.hold_all(number, change.added, now)
                 fresh.append(change)
         return Applied(follower.applied), fresh
 

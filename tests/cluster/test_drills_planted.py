@@ -77,8 +77,8 @@ BUGS = {
     ),
     "revive a deleted page": Bug(
         "dws.sync",
-        "        self._catalog.hold_all(number, records, keys, now)\n",
-        "        self._catalog.hold_all(number, records, keys, now)\n"
+        "        self._catalog.hold_all(number, records, now)\n",
+        "        self._catalog.hold_all(number, records, now)\n"
         "        for record in records:\n"
         "            if record.name not in self._catalog.pages:\n"
         "                self._catalog.show(record, [number], now)\n",

@@ -3,11 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dws.entries import HEAD_BYTES, Entry, Group, Pages, pack, regroup, unpack_head
+from dws.entries import HEAD_BYTES, Entry, Pages, pack, regroup, unpack_head, unpack_page
+from dws.groups import Group
 from dws.limits import CONTENT_TYPE_MAX, PAGE_MAX_BYTES
 from dws.messages import Record, decode_record, encode
 
-GROUPS = st.integers(0, (1 << 32) - 1)
+PLACES = st.integers(0, (1 << 32) - 1)
 #: All that a message may bring.
 RECORDS = st.builds(
     Record,
@@ -24,23 +25,26 @@ RECORDS = st.builds(
 )
 
 
-@given(RECORDS, GROUPS, GROUPS)
-def test_what_is_packed_comes_back(record: Record, before: int, number: int) -> None:
+@given(RECORDS, PLACES, PLACES, PLACES, st.integers(0, (1 << 64) - 1))
+def test_what_is_packed_comes_back(
+    record: Record, before: int, number: int, place: int, copy_hash: int
+) -> None:
     assert decode_record(encode(record)) == record
-    packed = regroup(pack(record, before), number)
-    assert packed == pack(record, number)
+    packed = regroup(pack(record, before, place), number, place, copy_hash)
+    assert regroup(packed, before, place, 0) == pack(record, before, place)
     pages = Pages({record.name: packed}, {number: Group(number, record.copies, (3, 7))})
     entry = pages[record.name]
     assert entry.record(record.name) == record
     assert entry.holders == (3, 7)
-    head = (number, record.version, record.size, record.digest, len(record.list_digest))
-    assert unpack_head(packed) == head
+    head = (record.version, record.size, record.digest, len(record.list_digest))
+    assert unpack_head(packed) == (number, *head)
+    assert unpack_page(packed) == (number, place, copy_hash, *head)
     assert packed[HEAD_BYTES : HEAD_BYTES + len(record.list_digest)] == record.list_digest
 
 
 def test_pages_are_a_mapping_of_entries() -> None:
     record = Record("/a", 5, bytes(16), 3, bytes(32), b"", "text/plain", 1.5, 1)
-    packed = {"/a": pack(record, 0)}
+    packed = {"/a": pack(record, 0, 1)}
     pages = Pages(packed, {0: Group(0, 0, ())})
     assert list(pages) == ["/a"] and len(pages) == 1 and "/a" in pages and "/b" not in pages
     assert pages.get("/b") is None
