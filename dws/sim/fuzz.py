@@ -16,6 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from dws.balancer import Balancer
+from dws.sim.nodes import CLIENTS_ENDPOINT
 from dws.sim.observer import BrokenInvariant, Observer
 from dws.sim.options import Options
 from dws.sim.oracle import Oracle
@@ -126,6 +127,10 @@ def unrest(world: World) -> str:
         longest = min(world.workload.open, key=lambda call: call.began)
         what = f"{longest.kind} {longest.names} of {longest.client} for {world.now - longest.began:.1f} s"
         return f"{len(world.workload.open)} calls of clients go on, {what}"
+    for client in world.clients:
+        # What was asked by a call that has ended may still be done.
+        if client.up and (unread := client.calls.unread(CLIENTS_ENDPOINT)):
+            return f"{unread} requests of {client.name} are on their way"
     balancer = world.balancer.machine
     if not isinstance(balancer, Balancer):
         return "the catalog is being rebuilt"

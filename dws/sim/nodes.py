@@ -129,6 +129,10 @@ class Calls:
             socket.connect(endpoint)
         return socket
 
+    def unread(self, endpoint: str) -> int:
+        """Requests that may still arrive there, awaited or not."""
+        return self._links[endpoint].unread if endpoint in self._links else 0
+
     def drop(self, endpoint: str) -> None:
         socket = self._links.pop(endpoint, None)
         if socket is not None:

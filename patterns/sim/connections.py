@@ -53,6 +53,13 @@ class Outgoing:
         self._queue.append(frames)
         return True
 
+    @property
+    def unread(self) -> int:
+        """Messages that wait here, or are on their way: they may still be read."""
+        connection = self.connection
+        on_the_way = 0 if connection is None or connection.lost else connection.there.unread
+        return len(self._queue) + on_the_way
+
     def close(self) -> None:
         self._queue.clear()
 
@@ -176,19 +183,20 @@ class Way:
         self.stalled: deque[Frames] = deque()
         self._network = source.host.network
         self._bound = source.hwm + target.hwm
-        self._waiting = 0
+        self.unread = 0
+        """Messages that were sent and not delivered yet."""
         self._last_at = 0.0
 
     def send(self, frames: Frames) -> bool:
         network = self._network
-        if self._waiting >= self._bound:
+        if self.unread >= self._bound:
             return False
         if self.connection.lost:
             # This end has not found out yet: it goes into the void.
             return True
         if network.loses is not None and network.loses(self.source.host, self.target.host, frames):
             return True
-        self._waiting += 1
+        self.unread += 1
         self._last_at = max(network.clock.now + network.draw_delay_s(), self._last_at)
         network.clock.at(self._last_at, self._arrive, frames)
         return True
@@ -215,7 +223,7 @@ class Way:
 
     def deliver(self, frames: Frames) -> None:
         """To whoever reads the socket; what has come before a connection is lost can still be read."""
-        self._waiting -= 1
+        self.unread -= 1
         target = self.target
         if target.closed:
             return

@@ -292,6 +292,11 @@ class Socket:
             raise LocalError(f"a {self.kind} that is not connected sends nothing here")
         return self._outgoing.send(frames) or self.kind == PUB
 
+    @property
+    def unread(self) -> int:
+        """Messages that were sent where it connects to, and may still be read there."""
+        return 0 if self._outgoing is None else self._outgoing.unread
+
     def close(self) -> None:
         """Linger 0: what is queued is lost."""
         if self.closed:

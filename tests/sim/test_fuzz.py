@@ -191,6 +191,13 @@ def test_a_cluster_that_does_not_come_to_rest_is_told_apart() -> None:
     assert "web-1 is not live" in found.text
 
 
+def test_no_rest_before_the_requests_of_calls_that_have_ended_arrived() -> None:
+    """In this run a client gave up a removal, whose request was so late that it came during the last read."""
+    found = run(17_001_247, drawn(17_001_247))
+    assert found.kind == OK, found.text
+    assert any("/page-5 removed" in line for line in found.log[:-1]) and "at rest" in found.log[-1]
+
+
 def test_each_verdict_has_an_exit_code_of_its_own() -> None:
     assert EXIT_CODES == {OK: 0, BROKEN: 10, RESTLESS: 11, CRASH: 12}
 

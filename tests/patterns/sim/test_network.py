@@ -120,6 +120,26 @@ def test_what_is_on_the_way_is_lost_with_its_connection_and_what_waits_is_not() 
     assert pair.came == ["waits"]
 
 
+def test_unread_is_what_may_still_be_read() -> None:
+    pair = Pair()
+    pair.send("waits")
+    assert pair.client.unread == 1
+    pair.run()
+    assert pair.came == ["waits"] and pair.client.unread == 0
+    pair.far.pause()
+    pair.send("comes", "comes, too")
+    pair.run()
+    assert pair.client.unread == 2, "they came, and nobody reads"
+    pair.far.resume()
+    pair.run()
+    assert len(pair.came) == 3 and pair.client.unread == 0
+    pair.send("on the way")
+    pair.lose()
+    assert pair.client.unread == 0
+    pair.run()
+    assert len(pair.came) == 3
+
+
 def test_a_queue_is_lost_with_its_socket() -> None:
     pair = Pair()
     pair.server.close()
