@@ -22,7 +22,7 @@ from dws.names import bucket_of, page_key, record_hash
 
 _MASK_64 = (1 << 64) - 1
 #: What unpack_page would say of a page that is not in the catalog: no version is 0.
-_NO_PAGE = (0, 0, 0, 0, 0, b"", 0)
+_NO_PAGE = (0, 0, b"", 0, 0, 0, 0)
 #: Pages that go from one group to another: both groups, the pages' places, their sizes.
 _Move = tuple[Group, Group, list[int], list[int]]
 
@@ -97,7 +97,7 @@ class Catalog:
         packed = self.packed.get(name)
         if packed is None:
             return None
-        number, place, _, version, size, _, _ = unpack_page(packed)
+        version, size, _, _, number, place, _ = unpack_page(packed)
         group = self.groups.numbered[number]
         name = self.groups.remove(place, size, group)
         for server in group.holders:
@@ -111,13 +111,13 @@ class Catalog:
         packed = self.packed.get(name)
         if packed is None:
             return None
-        _, version, _, digest, _ = unpack_head(packed)
+        version, _, digest, _, _ = unpack_head(packed)
         return version, digest
 
     def group_of(self, name: str) -> GroupKey | None:
         """What a page has in common with others of its group; None if it is not in the catalog."""
         packed = self.packed.get(name)
-        return None if packed is None else self.groups.numbered[unpack_head(packed)[0]].key
+        return None if packed is None else self.groups.numbered[unpack_head(packed)[-1]].key
 
     # -- who holds what --------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class Catalog:
             if strays and (name, version) in strays:
                 continue
             packed = pages.get(name)
-            number, place, copy_hash, visible, size, digest, _ = (
+            visible, size, digest, _, number, place, copy_hash = (
                 unpack_page(packed) if packed is not None else _NO_PAGE
             )
             if packed is None or visible != version or digest != record.digest or (name, version) in disowned:
@@ -203,7 +203,7 @@ class Catalog:
         packed = self.packed.get(name)
         if packed is None:
             return False
-        number, visible, _, _, _ = unpack_head(packed)
+        visible, _, _, _, number = unpack_head(packed)
         return visible == version and server in self.groups.numbered[number].holders
 
     def disown(self, server: int, name: str, version: int, now: float) -> None:
@@ -246,13 +246,13 @@ class Catalog:
         for key in self.groups:
             if server in key[1]:
                 for name in self.groups.names(key):
-                    yield name, unpack_head(self.packed[name])[1]
+                    yield name, unpack_head(self.packed[name])[0]
         yield from list(self.pictures[server].strays)
 
     def _take_from(self, server: int, name: str) -> None:
         """The server's copy of a page counts no more."""
         packed = self.packed[name]
-        number, place, copy_hash, _, size, _, _ = unpack_page(packed)
+        _, size, _, _, number, place, copy_hash = unpack_page(packed)
         old = self.groups.numbered[number]
         new = self.groups.of(old.copies, tuple(holder for holder in old.holders if holder != server))
         self.packed[name] = regroup(packed, new.number, place, copy_hash)

@@ -9,13 +9,13 @@ waited for memory twice as often. What lookups need comes first:
 
 | bytes | what |
 | --- | --- |
-| 4 | number of the group it is in (groups.py) |
-| 4 | its place in the group |
-| 8 | its record hash (names.py), 0 until it was needed |
 | 8 | version |
 | 8 | size |
 | 32 | digest |
 | 1 | length of the list digest |
+| 4 | number of the group it is in (groups.py) |
+| 4 | its place in the group |
+| 8 | its record hash (names.py), 0 until it was needed |
 | 0 to 32 | list digest |
 | 16 | batch |
 | the rest | content type, modified, format, in msgpack |
@@ -31,14 +31,15 @@ from msgspec import Struct
 from dws.groups import Group
 from dws.messages import Record, encode
 
-_HEAD: Final = Layout("<IIQQQ32sB")
+_HEAD: Final = Layout("<QQ32sBIIQ")
 HEAD_BYTES: Final = _HEAD.size
-_MOVED: Final = Layout("<IIQ")
+_MEMBERSHIP: Final = Layout("<IIQ")
+_MEMBERSHIP_AT: Final = HEAD_BYTES - _MEMBERSHIP.size
 _BATCH_BYTES: Final = 16
-#: (group, place, record hash, version, size, digest, length of the list digest, which follows at HEAD_BYTES)
+#: (version, size, digest, length of the list digest, which follows at HEAD_BYTES, group, place, record hash)
 unpack_page: Final = _HEAD.unpack_from
-#: The same without place and record hash, which lookups need not know.
-unpack_head: Final = Layout("<I12xQQ32sB").unpack_from
+#: The same up to the group: what lookups need.
+unpack_head: Final = Layout("<QQ32sBI").unpack_from
 _decode_rest = msgspec.msgpack.Decoder(tuple[str, float, int]).decode
 
 
@@ -70,14 +71,15 @@ class Entry(Struct, gc=False):
 def pack(record: Record, group: int, place: int) -> bytes:
     assert len(record.batch) == _BATCH_BYTES
     list_digest = record.list_digest
-    head = _HEAD.pack(group, place, 0, record.version, record.size, record.digest, len(list_digest))
+    head = _HEAD.pack(record.version, record.size, record.digest, len(list_digest), group, place, 0)
     rest = encode((record.content_type, record.modified, record.format))
     return b"".join((head, list_digest, record.batch, rest))
 
 
 def regroup(packed: bytes, group: int, place: int, copy_hash: int) -> bytes:
     """The same page in another group, and its record hash, since who moves it has just needed that."""
-    return _MOVED.pack(group, place, copy_hash) + packed[_MOVED.size :]
+    membership = _MEMBERSHIP.pack(group, place, copy_hash)
+    return b"".join((packed[:_MEMBERSHIP_AT], membership, packed[HEAD_BYTES:]))
 
 
 class Pages(Mapping[str, Entry]):
@@ -89,7 +91,7 @@ class Pages(Mapping[str, Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         packed = self._packed[name]
-        number, version, size, digest, list_bytes = unpack_head(packed)
+        version, size, digest, list_bytes, number = unpack_head(packed)
         batch_at = HEAD_BYTES + list_bytes
         rest_at = batch_at + _BATCH_BYTES
         list_digest, batch = packed[HEAD_BYTES:batch_at], packed[batch_at:rest_at]

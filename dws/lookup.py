@@ -82,7 +82,7 @@ class Lookup:
             if packed is None:
                 found.append(None)
                 continue
-            number, version, size, digest, list_bytes = unpack_head(packed)
+            version, size, digest, list_bytes, number = unpack_head(packed)
             holders = groups[number].holders
             live: Any = live_of.get(holders)
             if live is None:

@@ -37,8 +37,8 @@ def test_what_is_packed_comes_back(
     assert entry.record(record.name) == record
     assert entry.holders == (3, 7)
     head = (record.version, record.size, record.digest, len(record.list_digest))
-    assert unpack_head(packed) == (number, *head)
-    assert unpack_page(packed) == (number, place, copy_hash, *head)
+    assert unpack_head(packed) == (*head, number)
+    assert unpack_page(packed) == (*head, number, place, copy_hash)
     assert packed[HEAD_BYTES : HEAD_BYTES + len(record.list_digest)] == record.list_digest
 
 

@@ -175,7 +175,7 @@ PLANTED = [
         breaks="not found is the catalog's word alone",
         module="dws/lookup.py",
         old="            if packed is None:",
-        new="            if packed is None or not groups[unpack_head(packed)[0]].holders:",
+        new="            if packed is None or not groups[unpack_head(packed)[-1]].holders:",
         found_by={"linearizable"},
         said={"faults": ("crash",), "fault_s": 0.4, "delay_s": 0.01, "late_s": 0.3, "think_s": 0.1},
     ),
