@@ -30,7 +30,7 @@ run: $(STAMPS)/run ## a cluster with the example site, for browsers on port 8080
 	@exec $(BIN)/python run_cluster.py --webservers 4 --data ./dws-data --site examples/site --http-port 8080
 
 # Status 1 is a figure that was missed, 3 a peer that is missing, 4 a machine too busy to believe anything.
-bench: $(STAMPS)/bench ## speed beside SeaweedFS, nginx and the bare limits; a quarter of an hour; BENCH='--growth' for more
+bench: $(STAMPS)/bench ## speed beside SeaweedFS, nginx and the bare limits; a quarter of an hour; BENCH='--growth' for half an hour
 	@$(BIN)/python -m loadgen bench --json bench.json --html bench.html $(BENCH)
 
 test: $(STAMPS)/test ## the fast tests, on two processes

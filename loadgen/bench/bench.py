@@ -1,4 +1,4 @@
-"""The bench: rounds of everything, then growth if wanted, then what it comes to.
+"""The bench: rounds of everything, growth among it if wanted, then what it comes to.
 
 What lives here: the order, and how a run ends. What must not: measuring (stages, growth), judging (figures).
 """
@@ -52,14 +52,11 @@ def bench(options: Options, command: Sequence[str], say: Say) -> Result:
 def _measure(run: Run, options: Options) -> None:
     if run.wants("up", "down"):
         write_noise(run.directory / "large.bin", run.sizes.large_bytes)
-    if run.wants(*table.ROUNDS):
-        for number in range(1, options.rounds + 1):
-            run.say(f"round {number} of {options.rounds}")
-            run.begin_round(number)
+    for number in range(1, options.rounds + 1):
+        run.say(f"round {number} of {options.rounds}")
+        run.begin_round(number)
+        if run.wants(*table.ROUNDS):
             measure_round(run)
-            run.end_round()
-    if run.wants(*table.GROWTH):
-        run.say("growth")
-        run.begin_round(max(1, run.round))
-        measure_growth(run)
+        if run.wants(*table.GROWTH):
+            measure_growth(run)
         run.end_round()

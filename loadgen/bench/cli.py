@@ -64,7 +64,11 @@ Exit codes:
     help="How long each measurement takes.",
 )
 @click.option("--only", multiple=True, metavar="KEY", help="Only this key or group; repeatable. See below.")
-@click.option("--growth", is_flag=True, help="Also what grows with pages, overwrites and servers; minutes.")
+@click.option(
+    "--growth",
+    is_flag=True,
+    help="Also what grows with pages, overwrites and servers: two minutes more a round.",
+)
 @click.option("--small", is_flag=True, help="Less of everything. Its ratios are never believed.")
 @click.option(
     "--show-unbelieved",

@@ -1,4 +1,4 @@
-"""What grows with the cluster: pages, overwrites, servers. Measured once, since each takes its time.
+"""What grows with the cluster: pages, overwrites, servers.
 
 What lives here: filling clusters and measuring before and after. What must not: what is wanted (table).
 """
