@@ -97,7 +97,7 @@ class Catalog:
         packed = self.packed.get(name)
         if packed is None:
             return None
-        version, size, _, _, number, place, _ = unpack_page(packed)
+        version, size, _, _, number, _, place = unpack_page(packed)
         group = self.groups.numbered[number]
         name = self.groups.remove(place, size, group)
         for server in group.holders:
@@ -141,12 +141,12 @@ class Catalog:
             if strays and (name, version) in strays:
                 continue
             packed = pages.get(name)
-            visible, size, digest, _, number, place, copy_hash = (
+            visible, size, digest, _, number, known_hash, place = (
                 unpack_page(packed) if packed is not None else _NO_PAGE
             )
             if packed is None or visible != version or digest != record.digest or (name, version) in disowned:
                 strays[name, version] = now
-                copy_hash = record_hash(page_key(name), version)
+                known_hash = record_hash(page_key(name), version)
             else:
                 move = moves.get(number)
                 if move is None:
@@ -156,11 +156,11 @@ class Catalog:
                     continue
                 places.append(place)
                 sizes.append(size)
-                copy_hash = copy_hash or record_hash(page_key(name), version)
-                pages[name] = regroup(packed, new.number, place, copy_hash)
+                known_hash = known_hash or record_hash(page_key(name), version)
+                pages[name] = regroup(packed, new.number, known_hash)
             picture.count += 1
             bucket = bucket_of(version)
-            sums[bucket] = (sums[bucket] + copy_hash) & _MASK_64
+            sums[bucket] = (sums[bucket] + known_hash) & _MASK_64
         # Not earlier: the number of a group that ended, given anew, would lead to another group's move.
         for old, new, places, sizes in moves.values():
             if places:
@@ -252,10 +252,10 @@ class Catalog:
     def _take_from(self, server: int, name: str) -> None:
         """The server's copy of a page counts no more."""
         packed = self.packed[name]
-        _, size, _, _, number, place, copy_hash = unpack_page(packed)
+        _, size, _, _, number, known_hash, place = unpack_page(packed)
         old = self.groups.numbered[number]
         new = self.groups.of(old.copies, tuple(holder for holder in old.holders if holder != server))
-        self.packed[name] = regroup(packed, new.number, place, copy_hash)
+        self.packed[name] = regroup(packed, new.number, known_hash)
         self.groups.move([place], size, old, new)
 
     # -- listing -------------------------------------------------------------------------

@@ -14,8 +14,8 @@ waited for memory twice as often. What lookups need comes first:
 | 32 | digest |
 | 1 | length of the list digest |
 | 4 | number of the group it is in (groups.py) |
-| 4 | its place in the group |
 | 8 | its record hash (names.py), 0 until it was needed |
+| 4 | its place in the group |
 | 0 to 32 | list digest |
 | 16 | batch |
 | the rest | content type, modified, format, in msgpack |
@@ -31,12 +31,14 @@ from msgspec import Struct
 from dws.groups import Group
 from dws.messages import Record, encode
 
-_HEAD: Final = Layout("<QQ32sBIIQ")
+_HEAD: Final = Layout("<QQ32sBIQI")
 HEAD_BYTES: Final = _HEAD.size
-_MEMBERSHIP: Final = Layout("<IIQ")
-_MEMBERSHIP_AT: Final = HEAD_BYTES - _MEMBERSHIP.size
+#: What changes when another server holds the page: the group; and the record hash is kept then.
+_MOVED: Final = Layout("<IQ")
+_MOVED_AT: Final = Layout("<QQ32sB").size
+_MOVED_END: Final = _MOVED_AT + _MOVED.size
 _BATCH_BYTES: Final = 16
-#: (version, size, digest, length of the list digest, which follows at HEAD_BYTES, group, place, record hash)
+#: (version, size, digest, length of the list digest, which follows at HEAD_BYTES, group, record hash, place)
 unpack_page: Final = _HEAD.unpack_from
 #: The same up to the group: what lookups need.
 unpack_head: Final = Layout("<QQ32sBI").unpack_from
@@ -71,15 +73,14 @@ class Entry(Struct, gc=False):
 def pack(record: Record, group: int, place: int) -> bytes:
     assert len(record.batch) == _BATCH_BYTES
     list_digest = record.list_digest
-    head = _HEAD.pack(record.version, record.size, record.digest, len(list_digest), group, place, 0)
+    head = _HEAD.pack(record.version, record.size, record.digest, len(list_digest), group, 0, place)
     rest = encode((record.content_type, record.modified, record.format))
     return b"".join((head, list_digest, record.batch, rest))
 
 
-def regroup(packed: bytes, group: int, place: int, copy_hash: int) -> bytes:
-    """The same page in another group, and its record hash, since who moves it has just needed that."""
-    membership = _MEMBERSHIP.pack(group, place, copy_hash)
-    return b"".join((packed[:_MEMBERSHIP_AT], membership, packed[HEAD_BYTES:]))
+def regroup(packed: bytes, group: int, known_hash: int) -> bytes:
+    """The same page in another group; and its record hash, if it is known by now."""
+    return b"".join((packed[:_MOVED_AT], _MOVED.pack(group, known_hash), packed[_MOVED_END:]))
 
 
 class Pages(Mapping[str, Entry]):

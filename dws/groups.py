@@ -3,7 +3,7 @@
 What lives here: the groups, their sums, and their pages in the order in which they came. What
 must not: what else is known of a page (entries.py), and when it moves (catalog.py).
 
-Each page has a place, a number that it keeps for as long as it is in the catalog, and so has
+Each page has a place, a number that it keeps for as long as its version is visible, and so has
 each group. A group's pages are a ring of places that is linked both ways and closed by the
 group's own, as in Knuth's circular lists: whichever page it is, to move it costs the same few
 steps, and neither a dictionary for each group nor an object for each page. All rings are two
@@ -90,7 +90,8 @@ class Groups(Mapping[GroupKey, Group]):
         return name
 
     def move(self, places: Sequence[int], size_bytes: int, old: Group, new: Group) -> None:
-        """Pages of `old`, of so many bytes together, are those of `new` from now on."""
+        """Pages of `old`, of so many bytes together, are those of `new`, another group, from now on."""
+        assert places and old is not new
         after, before, ring = self._next, self._previous, new.number
         last = before[ring]
         for place in places:
@@ -113,10 +114,11 @@ class Groups(Mapping[GroupKey, Group]):
         group = self._by_key.get(key)
         if group is None:
             return
-        place = self._next[group.number]
-        while place != group.number:
-            yield self._names[place]
+        place = group.number
+        for _ in range(group.pages):
             place = self._next[place]
+            yield self._names[place]
+        assert self._next[place] == group.number, "pages moved while they were told"
 
     def _end_if_empty(self, group: Group) -> None:
         if group.pages == 0:

@@ -79,7 +79,7 @@ def bytes_text(count: float) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """`1 page`, `2 pages`, `2 copies`."""
+    """`1 page`, `2 pages`, `2 copies`: a noun ends in a consonant and y, or takes an s."""
     many = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
     return f"{count:,} {thing if count == 1 else many}"
 

@@ -234,6 +234,9 @@ def http(
     settings = session.settings
     data = _data(settings, flags)
     balancer = session.balancer
+    bind = settings.get("serve.bind", flags["bind"])
+    advertise = settings.get("serve.advertise", flags["advertise"])
+    port = settings.get("serve.port", flags["port"]) or 0
     _begin(settings, lifeline, flags)
     from dws.nodes.endpoint_process import EndpointProcessSettings, serve_endpoint
 
@@ -244,9 +247,9 @@ def http(
             server=server,
             balancer=balancer,
             gateway=gateway,
-            bind=settings.get("serve.bind", flags["bind"]),
-            advertise=settings.get("serve.advertise", flags["advertise"]),
-            port=settings.get("serve.port", flags["port"]) or 0,
+            bind=bind,
+            advertise=advertise,
+            port=port,
         )
     )
 
@@ -274,6 +277,8 @@ def gateway(session: Session, /, lifeline: int | None, pairs: tuple[str, ...], *
     advertise = settings.get("serve.advertise", flags["advertise"])
     check_announced(advertise or bind)
     port = settings.get("serve.port", flags["port"])
+    name = settings.get("serve.name", flags["name"]) or "gateway"
+    data = settings.get("serve.data", flags["data"])
     balancer = session.balancer
     _begin(settings, lifeline, flags)
     from dws.http.gateway import GatewaySettings
@@ -281,12 +286,12 @@ def gateway(session: Session, /, lifeline: int | None, pairs: tuple[str, ...], *
 
     return run(
         GatewaySettings(
-            name=settings.get("serve.name", flags["name"]) or "gateway",
+            name=name,
             balancer=balancer,
             bind=bind,
             advertise=advertise,
             port=8080 if port is None else port,
-            data=settings.get("serve.data", flags["data"]),
+            data=data,
         )
     )
 

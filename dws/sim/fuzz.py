@@ -127,8 +127,10 @@ def unrest(world: World) -> str:
         longest = min(world.workload.open, key=lambda call: call.began)
         what = f"{longest.kind} {longest.names} of {longest.client} for {world.now - longest.began:.1f} s"
         return f"{len(world.workload.open)} calls of clients go on, {what}"
+    # What was asked by a call that has ended may still be done.
+    if world.balancer.host.unread:
+        return "the balancer has not read all that came while it was paused"
     for client in world.clients:
-        # What was asked by a call that has ended may still be done.
         if client.up and (unread := client.calls.unread(CLIENTS_ENDPOINT)):
             return f"{unread} requests of {client.name} are on their way"
     balancer = world.balancer.machine

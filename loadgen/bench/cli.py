@@ -97,9 +97,9 @@ def bench(
     """Measure dws beside SeaweedFS and nginx, and beside what bare sockets and disk give.
 
     All of it runs on this machine: in each round the bare limits, a cluster of one balancer and four
-    web servers, then the peers; each is started, measured and stopped before the next. Medians of all
-    rounds count. It wants a machine that does nothing else: what other processes use is measured, and
-    if that is too much it says so instead of telling ratios.
+    web servers, then the peers, with --growth also clusters that grow; each is started, measured and
+    stopped before the next. Medians of all rounds count. It wants a machine that does nothing else: what
+    other processes use is measured, and if that is too much it says so instead of telling ratios.
     """
     from loadgen.bench.bench import Options
     from loadgen.bench.bench import bench as measure

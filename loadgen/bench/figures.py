@@ -130,8 +130,10 @@ def judge(goal: Goal, series: Sequence[Series]) -> Outcome:
         return Outcome(goal.title, goal.wanted, None, UNKNOWN, goal.at_most, aim=goal.aim)
     ratio = ours / theirs
     single = [1.0 * one for one in subject.rates]
-    if peer and len(peer.rates) == len(single):
-        single = [one / other for one, other in zip(single, peer.rates, strict=True) if other]
+    if peer:
+        # Where a round lacks one of the two it is not known which of the other's is its own.
+        pairs = zip(single, peer.rates, strict=True) if len(peer.rates) == len(single) else ()
+        single = [one / other for one, other in pairs if other]
     return Outcome(
         goal.title, goal.wanted, ratio, _mark(goal, ratio, subject.bad), goal.at_most,
         min(single, default=ratio), max(single, default=ratio), goal.aim,

@@ -55,7 +55,7 @@ class Outgoing:
 
     @property
     def unread(self) -> int:
-        """Messages that wait here, or are on their way: they may still be read."""
+        """Messages that wait here, or are on their way by a connection that is still there."""
         connection = self.connection
         on_the_way = 0 if connection is None or connection.lost else connection.there.unread
         return len(self._queue) + on_the_way

@@ -156,6 +156,11 @@ class Host:
         self._timers: list[tuple[int, Action, tuple[Any, ...]]] = []
         self._pauses = 0
 
+    @property
+    def unread(self) -> int:
+        """Messages that came while it was paused; their connections may be gone."""
+        return len(self._backlog)
+
     def start(self) -> None:
         if self.up:
             raise LocalError(f"{self.name} is up already")
@@ -294,7 +299,8 @@ class Socket:
 
     @property
     def unread(self) -> int:
-        """Messages that were sent where it connects to, and may still be read there."""
+        """Messages that were sent to what it connects to, by a connection that is still there, and may yet be
+        read."""
         return 0 if self._outgoing is None else self._outgoing.unread
 
     def close(self) -> None:

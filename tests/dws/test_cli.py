@@ -315,6 +315,10 @@ USAGE_ERRORS = [
     (["serve", "webserver", "--name", "w", "--data", "x", "--advertise", "0.0.0.0"], "announce"),
     (["serve", "balancer", "--data", "x", "--advertise", "0.0.0.0"], "--advertise"),
     (["serve", "webserver", "--name", "w", "--data", "y", "-b", "tcp://h:99999"], "wanted 1 to 65535"),
+    (["serve", "webserver", "--name", "w", "--data", "y", "--port", "abc"], "'abc' is not a port"),
+    (["serve", "http", "--name", "w", "--server", "tcp://h:1", "--data", "y", "--port", "abc"], "not a port"),
+    (["serve", "gateway", "-b", "tcp://h:99999"], "wanted 1 to 65535"),
+    (["serve", "gateway", "--port", "abc"], "'abc' is not a port"),
 ]
 
 

@@ -27,18 +27,18 @@ RECORDS = st.builds(
 
 @given(RECORDS, PLACES, PLACES, PLACES, st.integers(0, (1 << 64) - 1))
 def test_what_is_packed_comes_back(
-    record: Record, before: int, number: int, place: int, copy_hash: int
+    record: Record, before: int, number: int, place: int, known_hash: int
 ) -> None:
     assert decode_record(encode(record)) == record
-    packed = regroup(pack(record, before, place), number, place, copy_hash)
-    assert regroup(packed, before, place, 0) == pack(record, before, place)
+    packed = regroup(pack(record, before, place), number, known_hash)
+    assert regroup(packed, before, 0) == pack(record, before, place)
     pages = Pages({record.name: packed}, {number: Group(number, record.copies, (3, 7))})
     entry = pages[record.name]
     assert entry.record(record.name) == record
     assert entry.holders == (3, 7)
     head = (record.version, record.size, record.digest, len(record.list_digest))
     assert unpack_head(packed) == (*head, number)
-    assert unpack_page(packed) == (*head, number, place, copy_hash)
+    assert unpack_page(packed) == (*head, number, known_hash, place)
     assert packed[HEAD_BYTES : HEAD_BYTES + len(record.list_digest)] == record.list_digest
 
 

@@ -70,6 +70,11 @@ def test_single_rounds_are_compared_with_their_own_neighbours() -> None:
     assert (found.ratio, found.low, found.high) == (0.9, 0.5, 3.0)
 
 
+def test_rounds_of_which_one_side_lacks_some_have_no_ratios_of_their_own() -> None:
+    found = judge(GOAL, [series("ours", 100, 50, 90), series("theirs", 100, 30)])
+    assert found.ratio is not None and found.low == found.high == found.ratio
+
+
 def test_an_aim_that_is_missed_is_no_failure() -> None:
     measured = [series("ours", 10), series("theirs", 100)]
     told = result(*measured)

@@ -140,6 +140,19 @@ def test_unread_is_what_may_still_be_read() -> None:
     assert len(pair.came) == 3
 
 
+def test_a_paused_host_still_reads_what_came_by_a_connection_that_is_lost() -> None:
+    pair = Pair()
+    pair.run()
+    pair.far.pause()
+    pair.send("came")
+    pair.run()
+    pair.lose()
+    assert pair.client.unread == 0 and pair.far.unread == 1
+    pair.far.resume()
+    pair.run()
+    assert pair.came == ["came"] and pair.far.unread == 0
+
+
 def test_a_queue_is_lost_with_its_socket() -> None:
     pair = Pair()
     pair.server.close()
